@@ -1,10 +1,17 @@
 //! A dataset as the daemon sees it, whatever its layout on disk.
+//!
+//! [`Dataset`] checks what a caller asks for and hands it to the reader of the layout; nothing here reads data.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::buffer::Buffer;
 use robocache_types::{Clock, DType, Interp};
+
+use crate::error::{OpenError, ReadError};
+use crate::fingerprint::fingerprint;
+use crate::layout::LayoutReader;
+use crate::lerobot::LeRobot;
 
 /// How a dataset lies on disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,6 +89,7 @@ pub struct Values {
     pub buffer: Buffer,
 }
 
+/// How a dataset is opened.
 #[derive(Debug, Clone, Default)]
 pub struct OpenOptions {
     /// TOML text of a manifest to use instead of the dataset's own `robocache.toml`.
@@ -91,82 +99,168 @@ pub struct OpenOptions {
 /// Distinct strings of a text stream, in the order of their codes.
 pub type TextTable = Arc<[String]>;
 
+/// Episodes of streams, opened by their metadata and read on demand. May be read from several threads at once.
 #[derive(Debug)]
 pub struct Dataset {
-    pub(crate) root: PathBuf,
+    root: PathBuf,
+    reader: Box<dyn LayoutReader>,
+    fingerprint: [u8; 16],
 }
 
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum OpenError {
-    #[error("cannot open {path:?}")]
-    Io { path: PathBuf, source: std::io::Error },
-}
-
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ReadError {
-    #[error("cannot read {path:?}")]
-    Io { path: PathBuf, source: std::io::Error },
-}
-
-#[expect(unused_variables, reason = "outline")]
 impl Dataset {
     /// Reads metadata and schema only. `path` is a directory (LeRobot, or one with `robocache.toml`), a manifest
     /// file, or a single Parquet / Arrow table with `options.manifest`.
     pub fn open(path: &Path, options: &OpenOptions) -> Result<Self, OpenError> {
-        unimplemented!()
+        let kind = std::fs::metadata(path).map_err(|source| OpenError::Io { path: path.to_owned(), source })?;
+        let (root, reader) = match &options.manifest {
+            Some(text) => (path.to_owned(), open_manifest(path, None, text)?),
+            None if kind.is_dir() => (path.to_owned(), open_directory(path)?),
+            None if path.extension().is_some_and(|extension| extension == "toml") => {
+                let root = path.parent().unwrap_or(Path::new("."));
+                (root.to_owned(), open_manifest(root, Some(path), &read_text(path)?)?)
+            }
+            None => {
+                return Err(OpenError::NotADataset { path: path.to_owned(), found: "a file".to_owned() });
+            }
+        };
+        if reader.episodes().is_empty() {
+            return Err(OpenError::NoEpisodes { path: path.to_owned() });
+        }
+        let fingerprint = fingerprint(reader.as_ref());
+        Ok(Self { root, reader, fingerprint })
     }
+
+    /// The directory (or table) that was opened.
     pub fn root(&self) -> &Path {
         &self.root
     }
+
     pub fn layout(&self) -> &Layout {
-        unimplemented!()
+        self.reader.layout()
     }
+
     /// Streams in a stable order (LeRobot: of info.json; manifests: of the manifest).
     pub fn streams(&self) -> &[StreamSchema] {
-        unimplemented!()
+        self.reader.streams()
     }
+
     /// Episodes in a stable order.
     pub fn episodes(&self) -> &[EpisodeInfo] {
-        unimplemented!()
+        self.reader.episodes()
     }
+
     /// Tasks by `task_index`; empty where the layout has none.
     pub fn tasks(&self) -> &[String] {
-        unimplemented!()
+        self.reader.tasks()
     }
+
     /// LeRobot's global rate.
     pub fn fps(&self) -> Option<f64> {
-        unimplemented!()
+        self.reader.fps()
     }
+
     /// Identity of the content as far as metadata tells: layout, schema, episodes and lengths, relative file names
     /// and sizes. No absolute paths or times: a copy on another machine has the same one.
     pub fn fingerprint(&self) -> [u8; 16] {
-        unimplemented!()
+        self.fingerprint
     }
+
     /// What a user should be told once (video files missing, unknown info.json fields, newer minor version, ...).
     pub fn warnings(&self) -> Vec<String> {
-        unimplemented!()
+        self.reader.warnings()
     }
+
     /// Episodes (positions in `episodes()`) that are cheapest read together, e.g. those of one file. A partition.
     pub fn units(&self) -> Vec<Vec<usize>> {
-        unimplemented!()
+        self.reader.units()
     }
-    /// Reads `streams` (positions in `streams()`) of `episodes` (positions; of one unit), as `[episode][stream]`.
-    /// Only those columns, the clock's, and those that filters name are decoded.
+
+    /// Reads `streams` (positions in `streams()`) of `episodes` (positions; best of one unit), as
+    /// `[episode][stream]`. Only those columns, the clock's, and those that filters name are decoded.
+    ///
+    /// Values of episodes that were read together may share one buffer.
     pub fn read(&self, episodes: &[usize], streams: &[usize]) -> Result<Vec<Vec<Stream>>, ReadError> {
-        unimplemented!()
+        episodes.iter().try_for_each(|episode| self.check_episode(*episode))?;
+        for stream in streams {
+            let schema = self.check_stream(*stream)?;
+            if let StreamKind::Opaque { what } = &schema.kind {
+                return Err(ReadError::Opaque { stream: schema.name.clone(), what: what.clone() });
+            }
+        }
+        self.reader.read(episodes, streams)
     }
+
     /// The clock of one stream of one episode, decoding nothing else.
     pub fn clock(&self, episode: usize, stream: usize) -> Result<Clock, ReadError> {
-        unimplemented!()
+        self.check_episode(episode)?;
+        self.check_stream(stream)?;
+        self.reader.clock(episode, stream)
     }
+
     /// Earliest first and latest last stamp over all streams the dataset declares.
     pub fn span(&self, episode: usize) -> Result<(i64, i64), ReadError> {
-        unimplemented!()
+        self.check_episode(episode)?;
+        self.reader.span(episode)
     }
+
     /// The distinct strings of a text stream over all episodes, sorted; read once and kept.
     pub fn texts(&self, stream: usize) -> Result<TextTable, ReadError> {
-        unimplemented!()
+        let schema = self.check_stream(stream)?;
+        if schema.kind != StreamKind::Text {
+            let found = match &schema.kind {
+                StreamKind::Opaque { what } => what.clone(),
+                _ => schema.dtype.to_string(),
+            };
+            return Err(ReadError::NotText { stream: schema.name.clone(), found });
+        }
+        self.reader.texts(stream)
     }
+
+    fn check_episode(&self, position: usize) -> Result<(), ReadError> {
+        let episodes = self.reader.episodes().len();
+        if position < episodes { Ok(()) } else { Err(ReadError::NoSuchEpisode { position, episodes }) }
+    }
+
+    fn check_stream(&self, position: usize) -> Result<&StreamSchema, ReadError> {
+        let streams = self.reader.streams();
+        streams.get(position).ok_or(ReadError::NoSuchStream { position, streams: streams.len() })
+    }
+}
+
+fn open_directory(path: &Path) -> Result<Box<dyn LayoutReader>, OpenError> {
+    let manifest = path.join("robocache.toml");
+    if manifest.is_file() {
+        return open_manifest(path, Some(&manifest), &read_text(&manifest)?);
+    }
+    if path.join("meta/info.json").is_file() {
+        return Ok(Box::new(LeRobot::open(path)?));
+    }
+    Err(OpenError::NotADataset { path: path.to_owned(), found: list(path)? })
+}
+
+/// `source` is the file the text came from, for errors; none where the caller gave it.
+fn open_manifest(root: &Path, source: Option<&Path>, text: &str) -> Result<Box<dyn LayoutReader>, OpenError> {
+    let _ = (source, text);
+    Err(OpenError::NotADataset { path: root.to_owned(), found: "a manifest".to_owned() })
+}
+
+fn read_text(path: &Path) -> Result<String, OpenError> {
+    std::fs::read_to_string(path).map_err(|source| OpenError::Io { path: path.to_owned(), source })
+}
+
+/// What a directory holds, in a few words.
+fn list(path: &Path) -> Result<String, OpenError> {
+    const SHOWN: usize = 8;
+    let io = |source| OpenError::Io { path: path.to_owned(), source };
+    let mut names = std::fs::read_dir(path)
+        .map_err(io)?
+        .map(|entry| entry.map(|entry| format!("{:?}", entry.file_name())))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(io)?;
+    names.sort();
+    Ok(match names.len() {
+        0 => "an empty directory".to_owned(),
+        count if count <= SHOWN => names.join(", "),
+        count => format!("{}, and {} more", names[..SHOWN].join(", "), count - SHOWN),
+    })
 }

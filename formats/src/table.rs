@@ -1,0 +1,50 @@
+//! A file of rows and columns, whichever format holds it.
+//!
+//! A table is opened from its footer alone and reads only the columns and rows that are asked for. It may be read
+//! from several threads at once.
+
+use std::fmt::Debug;
+use std::fs::File;
+use std::io::Read;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use arrow::array::ArrayRef;
+use arrow::datatypes::SchemaRef;
+
+use crate::error::ReadError;
+
+/// Row ranges are half open, ascend, and do not overlap.
+pub(crate) trait Table: Debug + Send + Sync {
+    fn path(&self) -> &Path;
+    /// Root columns as Arrow types.
+    fn schema(&self) -> &SchemaRef;
+    fn rows(&self) -> usize;
+    /// Size of the file in bytes.
+    fn size_bytes(&self) -> u64;
+    /// Reads the root columns at positions `columns` of the schema (each at most once, any order), as
+    /// `[column][chunk]` in the order asked for. The chunks of every column add up to the rows of `ranges`; where
+    /// one chunk ends and the next begins may differ from call to call.
+    fn read(&self, columns: &[usize], ranges: &[Range<usize>]) -> Result<Vec<Vec<ArrayRef>>, ReadError>;
+
+    /// Position of a root column.
+    fn column(&self, name: &str) -> Result<usize, ReadError> {
+        self.schema().index_of(name).map_err(|_| ReadError::MissingColumn {
+            path: self.path().to_owned(),
+            wanted: name.to_owned(),
+            found: self.schema().fields().iter().map(|field| field.name().clone()).collect(),
+        })
+    }
+}
+
+/// Opens a table by what the file begins with, not by its name.
+pub(crate) fn open_table(path: &Path) -> Result<Arc<dyn Table>, ReadError> {
+    let io = |source| ReadError::Io { path: path.to_owned(), source };
+    let mut head = Vec::with_capacity(8);
+    File::open(path).map_err(io)?.take(8).read_to_end(&mut head).map_err(io)?;
+    if head.starts_with(b"PAR1") || head.starts_with(b"PARE") {
+        return Ok(Arc::new(crate::parquet::ParquetTable::open(path)?));
+    }
+    Err(ReadError::NotATable { path: path.to_owned(), head })
+}
