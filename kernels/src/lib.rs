@@ -1,5 +1,9 @@
 //! Resampling of multi-rate streams: one operation, its CPU twin (the definition of what is right), its kernel.
 
+mod blend;
+mod bracket;
 mod field;
+mod float;
+mod simd;
 
 pub use field::{Anchor, Field, FieldError, FieldKernel, Offsets, StreamView};
