@@ -1,0 +1,123 @@
+"""One batch, as a mapping whose tensors are made when they are first asked for.
+
+A batch of a loader holds a lease on its slot of the ring, and so does every tensor made from it: the slot goes
+back to the daemon when the last of them is collected. A batch made from a plain mapping (what torch's collate
+and pin_memory, accelerate and pickle do) holds no lease, just those values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from . import _robocache
+
+    #: Makes the framework's view of a column.
+    View = Callable[[_robocache.Tensor], Any]
+
+
+class Batch(Mapping[str, Any]):
+    """`B` samples: `batch["action"]` is a view of the slot, `[B, T, D]`; `batch["task"]` is a `list[str]`.
+
+    Views are read-only. numpy and JAX enforce it; torch has no read-only tensors, and a write through one (`x.add_(1)`)
+    ends the process with a segmentation fault, since the memory is mapped read-only: `clone()` first.
+    """
+
+    __slots__ = ("__weakref__", "_cache", "_raw", "_view")
+
+    _raw: _robocache.Batch | None
+
+    def __init__(self, values: Mapping[str, Any] | Iterable[tuple[str, Any]] = ()) -> None:
+        self._raw = None
+        self._view: View | None = None
+        self._cache: dict[str, Any] = dict(values)
+
+    @classmethod
+    def _leased(cls, raw: _robocache.Batch, view: View) -> Batch:
+        batch = cls.__new__(cls)
+        batch._raw = raw
+        batch._view = view
+        batch._cache = {}
+        return batch
+
+    def __getitem__(self, key: str) -> Any:
+        try:
+            return self._cache[key]
+        except KeyError:
+            if self._raw is None or self._view is None:
+                raise
+        made = self._raw.column(key)
+        value = made if isinstance(made, list) else self._view(made)
+        # Two threads may both get here; both then have the first one's view.
+        return self._cache.setdefault(key, value)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._cache if self._raw is None else self._raw.keys())
+
+    def __len__(self) -> int:
+        return len(self._cache if self._raw is None else self._raw.keys())
+
+    def __contains__(self, key: object) -> bool:
+        return key in (self._cache if self._raw is None else self._raw.keys())
+
+    def __repr__(self) -> str:
+        if self._raw is None:
+            parts = [f"{key}: {_describe(value)}" for key, value in self._cache.items()]
+            return f"Batch({{{', '.join(parts)}}})"
+        raw = self._raw
+        parts = [f"{key}: {raw.describe(key)}" for key in raw.keys()]
+        return f"Batch(rows={raw.rows}, epoch={raw.epoch}, index={raw.index}, {{{', '.join(parts)}}})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Whatever carries the values on (pickle, deepcopy, torch's own pickler) copies them.
+        return Batch, (dict(self),)
+
+    def copy(self) -> Batch:
+        """The same values in memory of their own: what to keep when a batch must outlive its turn."""
+        return Batch({key: _own(value) for key, value in self.items()})
+
+    @property
+    def rows(self) -> int | None:
+        """Samples in it; None if it was made from a mapping."""
+        return None if self._raw is None else self._raw.rows
+
+    @property
+    def epoch(self) -> int | None:
+        """The epoch it belongs to; None if it was made from a mapping."""
+        return None if self._raw is None else self._raw.epoch
+
+    @property
+    def batch_index(self) -> int | None:
+        """Its number within this rank's part of the epoch (or of what was left of it when the loader was
+        told where to begin); None if it was made from a mapping."""
+        return None if self._raw is None else self._raw.index
+
+    @property
+    def sample_ids(self) -> npt.NDArray[np.uint64] | None:
+        """`[B]` uint64, a copy: which anchor each row is, as numbered over the whole dataset. Over an epoch
+        every anchor is seen exactly once by one of the ranks. None if it was made from a mapping."""
+        if self._raw is None:
+            return None
+        import numpy as np
+
+        return np.frombuffer(self._raw.ids(), dtype="<u8").astype(np.uint64)
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, list):
+        return f"{type(value[0]).__name__ if value else 'Any'} list[{len(value)}]"
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if shape is None or dtype is None:
+        return type(value).__name__
+    return f"{str(dtype).removeprefix('torch.')}{list(shape)}"
+
+
+def _own(value: Any) -> Any:
+    if isinstance(value, list):
+        return list(value)
+    clone = getattr(value, "clone", None)
+    return clone() if clone is not None else value.copy()

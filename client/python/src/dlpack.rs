@@ -1,0 +1,335 @@
+//! A column of a batch as a DLPack capsule, which is how numpy, torch and JAX read it in place.
+//!
+//! Owns the two managed-tensor structs of DLPack (dmlc/dlpack `include/dlpack/dlpack.h`, 1.0 and before it) and their
+//! deleters. What must stay true: a capsule keeps its batch, hence the lease on the slot, until the consumer calls
+//! the deleter, exactly once, from any thread, with or without Python's lock; the memory is never written by us
+//! while a capsule is out (the ring sees to it) and is mapped read-only, which a versioned capsule says.
+#![expect(unsafe_code, reason = "DLPack is a C structure passed through PyCapsule")]
+
+use std::ffi::{CStr, c_void};
+use std::sync::Arc;
+
+use pyo3::exceptions::PyBufferError;
+use pyo3::ffi;
+use pyo3::prelude::*;
+use pyo3::types::PyTuple;
+use robocache::DType;
+
+/// `kDLCPU`, device 0.
+const CPU: (i32, i32) = (1, 0);
+/// `DLPACK_FLAG_BITMASK_READ_ONLY`.
+const READ_ONLY: u64 = 1;
+/// `DLPACK_FLAG_BITMASK_IS_COPIED`.
+const IS_COPIED: u64 = 1 << 1;
+/// A consumer of a versioned capsule looks at `version.major` before anything else.
+const VERSION: Version = Version { major: 1, minor: 0 };
+
+/// What keeps the bytes alive: a batch with its lease, or a copy of our own.
+type Keeper = Arc<dyn Send + Sync>;
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Version {
+    major: u32,
+    minor: u32,
+}
+
+#[repr(C)]
+struct DlTensor {
+    data: *mut c_void,
+    device_type: i32,
+    device_id: i32,
+    ndim: i32,
+    code: u8,
+    bits: u8,
+    lanes: u16,
+    shape: *mut i64,
+    strides: *mut i64,
+    byte_offset: u64,
+}
+
+#[repr(C)]
+struct Managed {
+    tensor: DlTensor,
+    context: *mut c_void,
+    deleter: Option<unsafe extern "C" fn(*mut Self)>,
+}
+
+#[repr(C)]
+struct ManagedVersioned {
+    version: Version,
+    context: *mut c_void,
+    deleter: Option<unsafe extern "C" fn(*mut Self)>,
+    flags: u64,
+    tensor: DlTensor,
+}
+
+/// A managed tensor and all that it points to, in one allocation. `managed` comes first, so that the consumer's
+/// pointer to it is the pointer to the whole.
+#[repr(C)]
+struct Exported<M> {
+    managed: M,
+    shape: Vec<i64>,
+    strides: Vec<i64>,
+    _keeper: Keeper,
+}
+
+/// What the two forms of a managed tensor differ in.
+trait Form: Sized {
+    const NAME: &'static CStr;
+    fn new(tensor: DlTensor, flags: u64) -> Self;
+    fn tensor_mut(&mut self) -> &mut DlTensor;
+    fn deleter(&self) -> Option<unsafe extern "C" fn(*mut Self)>;
+}
+
+impl Form for Managed {
+    const NAME: &'static CStr = c"dltensor";
+
+    fn new(tensor: DlTensor, _flags: u64) -> Self {
+        Self { tensor, context: std::ptr::null_mut(), deleter: Some(delete::<Self>) }
+    }
+
+    fn tensor_mut(&mut self) -> &mut DlTensor {
+        &mut self.tensor
+    }
+
+    fn deleter(&self) -> Option<unsafe extern "C" fn(*mut Self)> {
+        self.deleter
+    }
+}
+
+impl Form for ManagedVersioned {
+    const NAME: &'static CStr = c"dltensor_versioned";
+
+    fn new(tensor: DlTensor, flags: u64) -> Self {
+        let deleter: Option<unsafe extern "C" fn(*mut Self)> = Some(delete::<Self>);
+        Self { version: VERSION, context: std::ptr::null_mut(), deleter, flags, tensor }
+    }
+
+    fn tensor_mut(&mut self) -> &mut DlTensor {
+        &mut self.tensor
+    }
+
+    fn deleter(&self) -> Option<unsafe extern "C" fn(*mut Self)> {
+        self.deleter
+    }
+}
+
+/// Some bytes as a tensor: contiguous, row-major, on the host.
+///
+/// Made only by [`Tensor::new`], which takes a slice borrowed from the keeper, so `data` is good for as long as
+/// `keeper` lives.
+#[pyclass(frozen, module = "robocache._robocache")]
+pub(crate) struct Tensor {
+    keeper: Keeper,
+    data: *const u8,
+    len_bytes: usize,
+    dtype: DType,
+    shape: Vec<i64>,
+}
+
+// SAFETY: `data` points into memory that `keeper`, itself Send + Sync, keeps mapped, and nobody here writes it.
+unsafe impl Send for Tensor {}
+// SAFETY: as above; all methods only read.
+unsafe impl Sync for Tensor {}
+
+impl Tensor {
+    /// The tensor of `shape` (rows first) over the bytes that `bytes_of` finds in `keeper`.
+    pub(crate) fn new<K, E>(
+        keeper: &Arc<K>,
+        dtype: DType,
+        shape: Vec<i64>,
+        bytes_of: impl FnOnce(&K) -> Result<&[u8], E>,
+    ) -> Result<Self, E>
+    where
+        K: Send + Sync + 'static,
+    {
+        // The address outlives the borrow because `keeper` is cloned into the tensor and hands out slices of a
+        // mapping, which does not move.
+        let bytes = bytes_of(keeper)?;
+        let (data, len_bytes) = (bytes.as_ptr(), bytes.len());
+        Ok(Self { keeper: Arc::<K>::clone(keeper), data, len_bytes, dtype, shape })
+    }
+
+    /// The same values in memory of their own, aligned as DLPack asks.
+    fn copied(&self) -> (Keeper, *const u8) {
+        let mut lines = vec![Line([0; 64]); self.len_bytes.div_ceil(64)];
+        // SAFETY: `data` is valid for `len_bytes` (see `Tensor`), `lines` is at least that long and new.
+        unsafe { std::ptr::copy_nonoverlapping(self.data, lines.as_mut_ptr().cast::<u8>(), self.len_bytes) };
+        let data = lines.as_ptr().cast();
+        (Arc::new(lines), data)
+    }
+
+    fn capsule<M: Form>(&self, py: Python<'_>, copy: bool) -> PyResult<Py<PyAny>> {
+        let (keeper, data, flags) = if copy {
+            let (keeper, data) = self.copied();
+            (keeper, data, IS_COPIED)
+        } else {
+            (Arc::clone(&self.keeper), self.data, READ_ONLY)
+        };
+        let (code, bits) = type_code(self.dtype);
+        let ndim = i32::try_from(self.shape.len()).map_err(|_| PyBufferError::new_err("too many dimensions"))?;
+        let tensor = DlTensor {
+            data: data.cast_mut().cast(),
+            device_type: CPU.0,
+            device_id: CPU.1,
+            ndim,
+            code,
+            bits,
+            lanes: 1,
+            shape: std::ptr::null_mut(),
+            strides: std::ptr::null_mut(),
+            byte_offset: 0,
+        };
+        let shape = self.shape.clone();
+        let strides = contiguous(&shape);
+        let mut exported =
+            Box::new(Exported { managed: M::new(tensor, flags), shape, strides, _keeper: keeper });
+        let exported_shape = exported.shape.as_mut_ptr();
+        let exported_strides = exported.strides.as_mut_ptr();
+        let tensor = exported.managed.tensor_mut();
+        tensor.shape = exported_shape;
+        tensor.strides = exported_strides;
+        let raw = Box::into_raw(exported);
+        // SAFETY: the pointer is not null, the name is a static C string that outlives the capsule, and
+        // `drop_capsule::<M>` is the destructor for capsules of this name and content.
+        let capsule = unsafe { ffi::PyCapsule_New(raw.cast(), M::NAME.as_ptr(), Some(drop_capsule::<M>)) };
+        if capsule.is_null() {
+            // SAFETY: no capsule took the allocation, which came from Box::into_raw above.
+            drop(unsafe { Box::from_raw(raw) });
+            return Err(PyErr::fetch(py));
+        }
+        // SAFETY: a new reference, not null, of which nobody else disposes.
+        Ok(unsafe { Bound::from_owned_ptr(py, capsule) }.unbind())
+    }
+}
+
+#[pymethods]
+impl Tensor {
+    /// numpy's name of the element type.
+    #[getter]
+    fn dtype(&self) -> &'static str {
+        self.dtype.name()
+    }
+
+    #[getter]
+    fn shape<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        PyTuple::new(py, &self.shape)
+    }
+
+    #[getter]
+    fn nbytes(&self) -> usize {
+        self.len_bytes
+    }
+
+    /// The same memory as unsigned integers of the same width, for a reader that does not know the dtype.
+    fn bits(&self) -> Self {
+        let dtype = match self.dtype.size_bytes() {
+            1 => DType::UInt8,
+            2 => DType::UInt16,
+            4 => DType::UInt32,
+            _ => DType::UInt64,
+        };
+        Self {
+            keeper: Arc::clone(&self.keeper),
+            data: self.data,
+            len_bytes: self.len_bytes,
+            dtype,
+            shape: self.shape.clone(),
+        }
+    }
+
+    #[pyo3(signature = (*, stream = None, max_version = None, dl_device = None, copy = None))]
+    fn __dlpack__(
+        &self,
+        py: Python<'_>,
+        stream: Option<&Bound<'_, PyAny>>,
+        max_version: Option<(u32, u32)>,
+        dl_device: Option<(i32, i32)>,
+        copy: Option<bool>,
+    ) -> PyResult<Py<PyAny>> {
+        if stream.is_some() {
+            return Err(PyBufferError::new_err("this tensor is in host memory, which has no streams: stream=None"));
+        }
+        if dl_device.is_some_and(|wanted| wanted != CPU) {
+            return Err(PyBufferError::new_err(
+                "this tensor is in host memory (dl_device (1, 0)); move it after importing it",
+            ));
+        }
+        let copy = copy.unwrap_or(false);
+        match max_version {
+            Some((major, _)) if major >= 1 => self.capsule::<ManagedVersioned>(py, copy),
+            _ => self.capsule::<Managed>(py, copy),
+        }
+    }
+
+    #[expect(clippy::unused_self, reason = "a method in Python")]
+    fn __dlpack_device__(&self) -> (i32, i32) {
+        CPU
+    }
+
+    fn __repr__(&self) -> String {
+        format!("<robocache column {}{:?}>", self.dtype, self.shape)
+    }
+}
+
+/// A cache line: gives a copy the alignment that the ring's columns have.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+/// DLPack's type code and bits of a dtype.
+const fn type_code(dtype: DType) -> (u8, u8) {
+    match dtype {
+        DType::Int8 => (0, 8),
+        DType::Int16 => (0, 16),
+        DType::Int32 => (0, 32),
+        DType::Int64 => (0, 64),
+        DType::UInt8 => (1, 8),
+        DType::UInt16 => (1, 16),
+        DType::UInt32 => (1, 32),
+        DType::UInt64 => (1, 64),
+        DType::Float16 => (2, 16),
+        DType::Float32 => (2, 32),
+        DType::Float64 => (2, 64),
+        DType::BFloat16 => (4, 16),
+        DType::Bool => (6, 8),
+    }
+}
+
+/// Row-major strides in elements.
+fn contiguous(shape: &[i64]) -> Vec<i64> {
+    let mut strides = vec![1; shape.len()];
+    for i in (1..shape.len()).rev() {
+        strides[i - 1] = strides[i] * shape[i].max(1);
+    }
+    strides
+}
+
+/// The managed tensor's deleter: the consumer is done with it.
+///
+/// # Safety
+/// - `managed` came from [`Tensor::capsule`] with the same `M`, and is not used again.
+unsafe extern "C" fn delete<M>(managed: *mut M) {
+    // SAFETY: `managed` is the first field of an `Exported<M>` (repr(C)) made by Box::into_raw, and the caller gives
+    // it up. Dropping it needs no Python: it holds two vectors and a keeper of plain Rust.
+    drop(unsafe { Box::from_raw(managed.cast::<Exported<M>>()) });
+}
+
+/// The capsule's destructor: nobody took the tensor, so it is deleted here. One who takes it renames the capsule.
+///
+/// # Safety
+/// - `capsule` is a capsule, being destroyed, with Python's lock held.
+unsafe extern "C" fn drop_capsule<M: Form>(capsule: *mut ffi::PyObject) {
+    // SAFETY: a capsule, by the caller's word; the name is a C string.
+    if unsafe { ffi::PyCapsule_IsValid(capsule, M::NAME.as_ptr()) } == 0 {
+        return;
+    }
+    // SAFETY: valid under this name, as just asked.
+    let managed: *mut M = unsafe { ffi::PyCapsule_GetPointer(capsule, M::NAME.as_ptr()) }.cast();
+    // SAFETY: a capsule still under its first name holds the `M` that `Tensor::capsule` put there.
+    if let Some(deleter) = unsafe { &*managed }.deleter() {
+        // SAFETY: ours, called once: the capsule that held it is going.
+        unsafe { deleter(managed) };
+    }
+}
