@@ -109,7 +109,6 @@ mod avx2 {
 }
 
 #[cfg(test)]
-#[expect(clippy::cast_possible_truncation, reason = "small numbers of the tests' own")]
 mod tests {
     use super::*;
     use proptest::prelude::*;
