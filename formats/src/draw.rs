@@ -1,0 +1,502 @@
+//! How a stream is drawn from the columns of a table, whatever the layout: rows are filtered, put on a clock, packed.
+//!
+//! ```text
+//!   decoded columns --where--> kept rows --order, duplicates--> picked rows --pack--> [rows, dim]
+//! ```
+//!
+//! [`Bound`] is what a manifest's stream turns out to be once a table's schema is known; every other table of the
+//! dataset is held against it. [`Loaded`] is what was decoded, [`Rows`] which of it makes up the streams of one axis.
+
+use std::collections::{BTreeSet, HashMap};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, new_empty_array};
+use arrow::buffer::{Buffer, MutableBuffer};
+use arrow::compute::filter;
+use arrow::datatypes::DataType;
+use half::f16;
+use robocache_types::{Clock, DType, Interp, UniformClock};
+
+use crate::dataset::{Stream, StreamKind, StreamSchema, Values};
+use crate::error::{OpenError, ReadError};
+use crate::filter::{Wanted, check, narrow};
+use crate::manifest::{ManifestError, StreamDecl, Time};
+use crate::table::Table;
+use crate::text::{codes, distinct};
+use crate::time::{Duplicates, Order, Pick, Site, settle, stamps_ns};
+use crate::values::{Holds, Origin, elements, holds, numbers, pack};
+use crate::warnings::Warned;
+
+/// How rows become a clock. Streams of one table and one axis share their rows.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Axis {
+    pub(crate) time: Time,
+    pub(crate) filter: Vec<(String, Wanted)>,
+    pub(crate) order: Order,
+    pub(crate) duplicates: Duplicates,
+}
+
+impl Axis {
+    /// The columns it is made from.
+    pub(crate) fn columns(&self) -> impl Iterator<Item = &str> {
+        let time = match &self.time {
+            Time::Column { column, .. } => Some(column.as_str()),
+            Time::Rate(_) => None,
+        };
+        time.into_iter().chain(self.filter.iter().map(|(column, _)| column.as_str()))
+    }
+
+    /// Refuses columns that cannot be stamps, or never equal what they are compared with.
+    pub(crate) fn check(
+        &self,
+        path: &Path,
+        type_of: &dyn Fn(&str) -> Result<DataType, ReadError>,
+    ) -> Result<(), ReadError> {
+        if let Time::Column { column, unit } = &self.time {
+            let none = new_empty_array(&type_of(column)?);
+            stamps_ns(&none, *unit, Site { path, column }, &|row| row)?;
+        }
+        for (column, wanted) in &self.filter {
+            check(&type_of(column)?, wanted, Site { path, column })?;
+        }
+        Ok(())
+    }
+}
+
+/// A declared stream with the types of its columns.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Bound {
+    pub(crate) schema: StreamSchema,
+    /// With the shape of a row of each.
+    pub(crate) columns: Vec<(String, Vec<usize>)>,
+}
+
+impl Bound {
+    /// What the stream is in a table. `type_of` is the type of a frame of a column, `peek` gives at least one frame of
+    /// it, for lists whose length the type leaves open.
+    pub(crate) fn new(
+        decl: &StreamDecl,
+        clock: usize,
+        path: &Path,
+        type_of: &dyn Fn(&str) -> Result<DataType, ReadError>,
+        peek: &dyn Fn(&str) -> Result<ArrayRef, ReadError>,
+    ) -> Result<Self, ReadError> {
+        let mut columns = Vec::with_capacity(decl.columns.len());
+        let mut first: Option<DType> = None;
+        for column in &decl.columns {
+            let data_type = type_of(column)?;
+            let wrong = |wanted: &str| ReadError::ColumnType {
+                path: path.to_owned(),
+                column: column.clone(),
+                wanted: wanted.to_owned(),
+                found: data_type.to_string(),
+            };
+            let alone = decl.columns.len() == 1;
+            match holds(&data_type) {
+                Holds::Numbers { dtype, lengths } => {
+                    if let Some(wanted) = first.filter(|first| *first != dtype) {
+                        return Err(wrong(&format!("{wanted} like the columns before it")));
+                    }
+                    first = Some(dtype);
+                    let shape = match lengths.iter().copied().collect::<Option<Vec<usize>>>() {
+                        Some(shape) => shape,
+                        None => lengths_of(&peek(column)?, column, path)?,
+                    };
+                    if elements(&shape).is_none_or(|dim| dim == 0) {
+                        return Err(wrong("at least one element a row"));
+                    }
+                    columns.push((column.clone(), shape));
+                }
+                Holds::Text { lengths } if alone && lengths.is_empty() => {
+                    return Ok(Self::single(decl, clock, column, DType::Int32, StreamKind::Text));
+                }
+                _ if alone => {
+                    let kind = StreamKind::Opaque { what: data_type.to_string() };
+                    return Ok(Self::single(decl, clock, column, DType::UInt8, kind));
+                }
+                _ => return Err(wrong("numbers or booleans, to be packed into a vector")),
+            }
+        }
+        let shape = match &columns[..] {
+            [(_, shape)] => shape.clone(),
+            several => vec![several.iter().filter_map(|(_, shape)| elements(shape)).sum()],
+        };
+        Ok(Self {
+            schema: StreamSchema {
+                name: decl.name.clone(),
+                dtype: first.unwrap_or(DType::UInt8),
+                shape,
+                kind: StreamKind::Numeric,
+                interp: decl.interp,
+                clock,
+            },
+            columns,
+        })
+    }
+
+    fn single(decl: &StreamDecl, clock: usize, column: &str, dtype: DType, kind: StreamKind) -> Self {
+        Self {
+            schema: StreamSchema {
+                name: decl.name.clone(),
+                dtype,
+                shape: Vec::new(),
+                kind,
+                interp: decl.interp,
+                clock,
+            },
+            columns: vec![(column.to_owned(), Vec::new())],
+        }
+    }
+
+    /// Whether what the manifest asks of the stream can be done with what it is.
+    pub(crate) fn check_uses(&self, decl: &StreamDecl, origin: &Path) -> Result<(), OpenError> {
+        let StreamSchema { name, dtype, shape, kind, .. } = &self.schema;
+        let numeric_float = *kind == StreamKind::Numeric && dtype.is_float();
+        let what = match kind {
+            StreamKind::Numeric => format!("{dtype} {shape:?}"),
+            StreamKind::Text => "text".to_owned(),
+            StreamKind::Opaque { what } => what.clone(),
+        };
+        let refuse = |key: &str, wanted: &str| {
+            Err(OpenError::Manifest(ManifestError::Invalid {
+                path: origin.to_owned(),
+                line: Some(decl.line),
+                key: format!("[streams.{name}] {key}"),
+                what: format!("{wanted}, and the stream is {what}"),
+            }))
+        };
+        if decl.duplicates == Duplicates::Mean && !numeric_float {
+            return refuse("duplicates", "\"mean\" needs floating elements");
+        }
+        match decl.interp {
+            Some(Interp::Linear) if !numeric_float => {
+                refuse("interp", "\"linear\" needs floating elements; use \"previous\" or \"nearest\"")
+            }
+            Some(Interp::Slerp) if !numeric_float || elements(shape) != Some(4) => {
+                refuse("interp", "\"slerp\" needs four floating elements a row")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses a table in which the stream is something else than in the first one. Lists whose length the type leaves
+    /// open are held against it when they are read.
+    pub(crate) fn check_same(
+        &self,
+        path: &Path,
+        type_of: &dyn Fn(&str) -> Result<DataType, ReadError>,
+    ) -> Result<(), ReadError> {
+        for (column, shape) in &self.columns {
+            let data_type = type_of(column)?;
+            let (same, wanted) = match (&self.schema.kind, holds(&data_type)) {
+                (StreamKind::Numeric, Holds::Numbers { dtype, lengths }) => {
+                    let fits =
+                        lengths.iter().zip(shape).all(|(length, wanted)| length.is_none_or(|l| l == *wanted));
+                    let same = dtype == self.schema.dtype && lengths.len() == shape.len() && fits;
+                    (same, self.describe(shape))
+                }
+                (StreamKind::Numeric, _) => (false, self.describe(shape)),
+                (StreamKind::Text, found) => {
+                    (found == Holds::Text { lengths: Vec::new() }, "text".to_owned())
+                }
+                (StreamKind::Opaque { what }, _) => (*what == data_type.to_string(), what.clone()),
+            };
+            if !same {
+                return Err(ReadError::ColumnType {
+                    path: path.to_owned(),
+                    column: column.clone(),
+                    wanted: format!("{wanted}, as in the dataset's first table"),
+                    found: data_type.to_string(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn describe(&self, shape: &[usize]) -> String {
+        match shape {
+            [] => self.schema.dtype.to_string(),
+            shape => format!("{} of shape {shape:?}", self.schema.dtype),
+        }
+    }
+}
+
+/// The lengths of the lists in the first frame, outermost first.
+fn lengths_of(frames: &ArrayRef, column: &str, path: &Path) -> Result<Vec<usize>, ReadError> {
+    let mut lengths = Vec::new();
+    let mut level = ArrayRef::clone(frames);
+    loop {
+        if level.is_empty() || level.is_null(0) {
+            let what =
+                format!("column {column:?}: its first row says nothing of the length of the lists in it");
+            return Err(ReadError::Table { path: path.to_owned(), what });
+        }
+        level = match level.data_type() {
+            DataType::List(_) => level.as_list::<i32>().value(0),
+            DataType::LargeList(_) => level.as_list::<i64>().value(0),
+            DataType::FixedSizeList(..) => level.as_fixed_size_list().value(0),
+            _ => return Ok(lengths),
+        };
+        lengths.push(level.len());
+    }
+}
+
+/// Decoded columns; all have the rows of `ranges`.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    pub(crate) path: PathBuf,
+    pub(crate) ranges: Vec<Range<usize>>,
+    pub(crate) columns: HashMap<String, Vec<ArrayRef>>,
+}
+
+impl Loaded {
+    /// Decodes columns in one go, each once however often it is named.
+    pub(crate) fn read<'a>(
+        table: &dyn Table,
+        ranges: &[Range<usize>],
+        names: impl IntoIterator<Item = &'a str>,
+    ) -> Result<Self, ReadError> {
+        let names: BTreeSet<&str> = names.into_iter().collect();
+        let positions = names.iter().map(|name| table.column(name)).collect::<Result<Vec<_>, _>>()?;
+        let arrays = table.read(&positions, ranges)?;
+        let columns = names.into_iter().map(str::to_owned).zip(arrays).collect();
+        Ok(Self { path: table.path().to_owned(), ranges: ranges.to_vec(), columns })
+    }
+
+    /// The rows `part` of the table, which must be among those decoded. Nothing is copied.
+    pub(crate) fn slice(&self, part: &Range<usize>) -> Self {
+        let before = self.ranges.iter().take_while(|range| range.start < part.start);
+        let start: usize = before.map(|range| range.end.min(part.start) - range.start).sum();
+        let cut = |chunks: &Vec<ArrayRef>| {
+            let (mut skip, mut left, mut cut) = (start, part.len(), Vec::new());
+            for chunk in chunks {
+                let taken = chunk.len().saturating_sub(skip).min(left);
+                if taken > 0 {
+                    cut.push(chunk.slice(skip, taken));
+                }
+                (skip, left) = (skip.saturating_sub(chunk.len()), left - taken);
+            }
+            cut
+        };
+        let columns = self.columns.iter().map(|(name, chunks)| (name.clone(), cut(chunks))).collect();
+        Self { path: self.path.clone(), ranges: vec![part.clone()], columns }
+    }
+
+    pub(crate) fn rows(&self) -> usize {
+        self.ranges.iter().map(Range::len).sum()
+    }
+
+    fn column(&self, name: &str) -> Result<&[ArrayRef], ReadError> {
+        self.columns.get(name).map(Vec::as_slice).ok_or_else(|| ReadError::MissingColumn {
+            path: self.path.clone(),
+            wanted: name.to_owned(),
+            found: self.columns.keys().cloned().collect(),
+        })
+    }
+
+    /// Settles which rows make up the streams of an axis, and when each was taken.
+    pub(crate) fn settle(&self, axis: &Axis) -> Result<Rows, ReadError> {
+        let mut keep = vec![true; self.rows()];
+        for (column, wanted) in &axis.filter {
+            let mut at = 0;
+            for chunk in self.column(column)? {
+                let part = keep.get_mut(at..at + chunk.len()).unwrap_or_default();
+                narrow(chunk, wanted, Site { path: &self.path, column }, part)?;
+                at += chunk.len();
+            }
+        }
+        let every_row = axis.filter.is_empty();
+        let kept = keep.iter().filter(|keep| **keep).count();
+        if kept == 0 {
+            let terms: Vec<String> =
+                axis.filter.iter().map(|(column, wanted)| format!("{column:?} = {wanted}")).collect();
+            let what = match keep.len() {
+                0 => "holds no rows".to_owned(),
+                rows => format!("none of {rows} rows has {}", terms.join(" and ")),
+            };
+            return Err(ReadError::Table { path: self.path.clone(), what });
+        }
+        let file_rows = self.kept_ranges(&keep);
+        let row_of = |position: usize| nth(&file_rows, position);
+        let clock = |source| ReadError::Clock { path: self.path.clone(), source };
+        let (clock, pick) = match &axis.time {
+            Time::Rate(hz) => (Clock::Uniform(UniformClock::new(0, *hz, kept).map_err(clock)?), Pick::All),
+            Time::Column { column, unit } => {
+                let site = Site { path: &self.path, column };
+                let mut stamps = Vec::with_capacity(kept);
+                for chunk in narrowed(self.column(column)?, &keep, every_row, &self.path)? {
+                    let before = stamps.len();
+                    stamps.extend(stamps_ns(&chunk, *unit, site, &|row| row_of(before + row))?);
+                }
+                let (stamps, pick) = settle(stamps, axis.order, axis.duplicates, site, &row_of)?;
+                (Clock::from_stamps(stamps).map_err(clock)?, pick)
+            }
+        };
+        Ok(Rows { clock, keep: (!every_row).then_some(keep), file_rows, pick })
+    }
+
+    /// One numeric or text stream of the rows that were settled. `texts` is the table of a text stream.
+    pub(crate) fn stream(
+        &self,
+        bound: &Bound,
+        rows: &Rows,
+        texts: Option<&[String]>,
+        warned: &Warned,
+    ) -> Result<Stream, ReadError> {
+        let mut parts = Vec::with_capacity(bound.columns.len());
+        for (column, shape) in &bound.columns {
+            let chunks = self.kept(column, rows)?;
+            let origin = Origin { path: &self.path, column, ranges: &rows.file_rows, warned };
+            parts.push(match texts {
+                Some(texts) => codes(&chunks, texts, origin)?,
+                None => numbers(&chunks, bound.schema.dtype, shape, origin)?,
+            });
+        }
+        Ok(Stream { clock: rows.clock.clone(), values: picked(pack(&parts), &rows.pick) })
+    }
+
+    /// Adds the strings of a text stream to `into`.
+    pub(crate) fn strings(
+        &self,
+        bound: &Bound,
+        rows: &Rows,
+        into: &mut BTreeSet<String>,
+        warned: &Warned,
+    ) -> Result<(), ReadError> {
+        for (column, _) in &bound.columns {
+            let origin = Origin { path: &self.path, column, ranges: &rows.file_rows, warned };
+            distinct(&self.kept(column, rows)?, into, origin)?;
+        }
+        Ok(())
+    }
+
+    fn kept(&self, column: &str, rows: &Rows) -> Result<Vec<ArrayRef>, ReadError> {
+        let chunks = self.column(column)?;
+        let found: usize = chunks.iter().map(|chunk| chunk.len()).sum();
+        if found != self.rows() {
+            return Err(ReadError::Table {
+                path: self.path.clone(),
+                what: format!("column {column:?} has {found} rows where its clock has {}", self.rows()),
+            });
+        }
+        match &rows.keep {
+            None => Ok(chunks.to_vec()),
+            Some(keep) => narrowed(chunks, keep, false, &self.path),
+        }
+    }
+
+    fn kept_ranges(&self, keep: &[bool]) -> Vec<Range<usize>> {
+        let mut kept: Vec<Range<usize>> = Vec::new();
+        for (row, _) in self.ranges.iter().cloned().flatten().zip(keep).filter(|(_, keep)| **keep) {
+            match kept.last_mut() {
+                Some(last) if last.end == row => last.end += 1,
+                _ => kept.push(row..row + 1),
+            }
+        }
+        kept
+    }
+}
+
+/// The rows of one axis.
+#[derive(Debug)]
+pub(crate) struct Rows {
+    pub(crate) clock: Clock,
+    /// Of the rows decoded; absent where all are kept.
+    keep: Option<Vec<bool>>,
+    /// Rows of the file that were kept, for errors.
+    file_rows: Vec<Range<usize>>,
+    /// Of the rows kept.
+    pick: Pick,
+}
+
+fn nth(ranges: &[Range<usize>], position: usize) -> usize {
+    let mut left = position;
+    for range in ranges {
+        if left < range.len() {
+            return range.start + left;
+        }
+        left -= range.len();
+    }
+    position
+}
+
+fn narrowed(
+    chunks: &[ArrayRef],
+    keep: &[bool],
+    every_row: bool,
+    path: &Path,
+) -> Result<Vec<ArrayRef>, ReadError> {
+    if every_row {
+        return Ok(chunks.to_vec());
+    }
+    let mut at = 0;
+    let mut narrowed = Vec::with_capacity(chunks.len());
+    for chunk in chunks {
+        let mask = BooleanArray::from(keep.get(at..at + chunk.len()).unwrap_or_default().to_vec());
+        at += chunk.len();
+        let kept =
+            filter(chunk, &mask).map_err(|source| ReadError::Arrow { path: path.to_owned(), source })?;
+        narrowed.push(kept);
+    }
+    Ok(narrowed)
+}
+
+/// The rows of a block that were picked, in the order of the pick.
+fn picked(values: Values, pick: &Pick) -> Values {
+    let row_bytes = values.dim * values.dtype.size_bytes();
+    match pick {
+        Pick::All => values,
+        Pick::Rows(rows) => {
+            let mut buffer = MutableBuffer::with_capacity(rows.len() * row_bytes);
+            for row in rows {
+                buffer.extend_from_slice(&values.buffer[row * row_bytes..(row + 1) * row_bytes]);
+            }
+            Values { rows: rows.len(), buffer: buffer.into(), ..values }
+        }
+        Pick::Runs { order, starts } => {
+            let runs = starts.windows(2).map(|run| &order[run[0]..run[1]]);
+            let buffer = match values.dtype {
+                DType::Float16 => means::<2>(
+                    &values,
+                    runs,
+                    |b| f16::from_le_bytes(b).to_f64(),
+                    |mean| f16::from_f64(mean).to_le_bytes(),
+                ),
+                #[expect(clippy::cast_possible_truncation, reason = "rounds to the stream's own precision")]
+                DType::Float32 => means::<4>(
+                    &values,
+                    runs,
+                    |b| f32::from_le_bytes(b).into(),
+                    |mean| (mean as f32).to_le_bytes(),
+                ),
+                // `Bound::check_uses` lets only floats through.
+                _ => means::<8>(&values, runs, f64::from_le_bytes, f64::to_le_bytes),
+            };
+            Values { rows: starts.len() - 1, buffer, ..values }
+        }
+    }
+}
+
+/// The mean of each run, element by element, in f64. A run of one row is that row, bit for bit.
+fn means<'a, const N: usize>(
+    values: &Values,
+    runs: impl Iterator<Item = &'a [usize]>,
+    decode: impl Fn([u8; N]) -> f64,
+    encode: impl Fn(f64) -> [u8; N],
+) -> Buffer {
+    let (elements, _) = values.buffer.as_chunks::<N>();
+    let mut means = MutableBuffer::with_capacity(elements.len() * N);
+    for run in runs {
+        for k in 0..values.dim {
+            if let [row] = run {
+                means.extend_from_slice(&elements[row * values.dim + k]);
+                continue;
+            }
+            let sum: f64 = run.iter().map(|row| decode(elements[row * values.dim + k])).sum();
+            #[expect(clippy::cast_precision_loss, reason = "a run is shorter than 2^53")]
+            means.extend_from_slice(&encode(sum / run.len() as f64));
+        }
+    }
+    means.into()
+}
