@@ -111,7 +111,8 @@ impl Dataset {
     /// Reads metadata and schema only. `path` is a directory (LeRobot, or one with `robocache.toml`), a manifest
     /// file, or a single Parquet / Arrow table with `options.manifest`.
     pub fn open(path: &Path, options: &OpenOptions) -> Result<Self, OpenError> {
-        let kind = std::fs::metadata(path).map_err(|source| OpenError::Io { path: path.to_owned(), source })?;
+        let kind =
+            std::fs::metadata(path).map_err(|source| OpenError::Io { path: path.to_owned(), source })?;
         let (root, reader) = match &options.manifest {
             Some(text) => (path.to_owned(), open_manifest(path, None, text)?),
             None if kind.is_dir() => (path.to_owned(), open_directory(path)?),
@@ -240,8 +241,7 @@ fn open_directory(path: &Path) -> Result<Box<dyn LayoutReader>, OpenError> {
 
 /// `source` is the file the text came from, for errors; none where the caller gave it.
 fn open_manifest(root: &Path, source: Option<&Path>, text: &str) -> Result<Box<dyn LayoutReader>, OpenError> {
-    let _ = (source, text);
-    Err(OpenError::NotADataset { path: root.to_owned(), found: "a manifest".to_owned() })
+    crate::tabular::open(root, source.unwrap_or(Path::new("the manifest given")), text)
 }
 
 fn read_text(path: &Path) -> Result<String, OpenError> {

@@ -29,6 +29,8 @@ pub enum OpenError {
     #[error("episode {episode} should be in {path:?}, which is missing")]
     MissingFile { path: PathBuf, episode: i64, source: std::io::Error },
     #[error(transparent)]
+    Manifest(#[from] crate::manifest::ManifestError),
+    #[error(transparent)]
     Read(#[from] ReadError),
 }
 
@@ -76,6 +78,10 @@ pub enum ReadError {
     Opaque { stream: String, what: String },
     #[error("stream {stream:?} is {found}, not text")]
     NotText { stream: String, found: String },
+    #[error(transparent)]
+    Time(#[from] crate::time::TimeError),
+    #[error(transparent)]
+    Filter(#[from] crate::filter::FilterError),
 }
 
 fn describe_head(head: &[u8]) -> String {

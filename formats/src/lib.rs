@@ -1,13 +1,40 @@
 //! Robot episodes from Parquet and Arrow files, as columns in host memory. No GPU, no IPC.
+//!
+//! A [`Dataset`] is opened from metadata alone and read an episode, or some of one file, at a time. How it lies on
+//! disk is the business of one reader per layout; what a file is, of one table per format.
 
+mod arrow_ipc;
+mod contain;
 mod dataset;
+mod draw;
 mod error;
+mod files;
+mod filter;
 mod fingerprint;
+mod frames;
 mod layout;
 mod lerobot;
+mod lerobot_clock;
+mod lerobot_meta;
+mod lerobot_v3;
+mod manifest;
+mod map;
+mod nested;
 mod parquet;
+mod streams;
 mod table;
+mod tabular;
+mod template;
+mod text;
+mod time;
 mod values;
+mod warnings;
 
 pub use dataset::*;
 pub use error::{OpenError, ReadError};
+pub use filter::{FilterError, Wanted};
+pub use manifest::{Arrangement, FILE_NAME, FramesDecl, Manifest, ManifestError, StreamDecl, Time};
+pub use time::{Duplicates, Order, TimeError, Unit};
+
+// Columns are handed on as they lie in Arrow buffers, which are in the host's order.
+const _: () = assert!(cfg!(target_endian = "little"), "columns are little-endian here and on the wire");

@@ -1,23 +1,91 @@
 //! Parquet files as tables.
+//!
+//! The footer is parsed once, when the table is opened. A read opens the file again (no descriptor is held), decodes
+//! the wanted columns of the row groups that overlap the wanted rows, and skips the other rows of those groups, by the
+//! page index where the file has one. What the footer says of sizes is held against the size of the file before
+//! anything is allocated.
 
+use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use arrow::array::ArrayRef;
 use arrow::datatypes::SchemaRef;
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::{
+    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder, RowSelection,
+};
+use parquet::errors::ParquetError;
+use parquet::file::metadata::PageIndexPolicy;
 
+use crate::contain::contain;
 use crate::error::ReadError;
 use crate::table::Table;
 
 #[derive(Debug)]
 pub(crate) struct ParquetTable {
     path: PathBuf,
-    schema: SchemaRef,
+    size_bytes: u64,
+    footer: ArrowReaderMetadata,
+    /// The footer with the page index, read when part of a row group is first asked for.
+    indexed: OnceLock<ArrowReaderMetadata>,
+    /// Rows of the file in each row group, in order.
+    groups: Vec<Range<usize>>,
 }
+
+/// Decoded bytes that any file may claim.
+const ALWAYS_FINE: u128 = 512 << 20;
+/// Decoded bytes for each byte of file: a page of 20,000 equal doubles takes some 60 bytes, older writers put a whole
+/// row group in a page.
+const HIGHEST_RATIO: u128 = 100_000;
+/// Elements of a list column in one array: its offsets are 32 bits.
+const CHUNK_ELEMENTS: usize = 1 << 30;
 
 impl ParquetTable {
     pub(crate) fn open(path: &Path) -> Result<Self, ReadError> {
-        Err(ReadError::NotATable { path: path.to_owned(), head: vec![] })
+        let file = open_file(path)?;
+        let size_bytes = file.metadata().map_err(|source| io(path, source))?.len();
+        let footer = load(path, &file, PageIndexPolicy::Skip)?;
+        let groups = groups(path, &footer)?;
+        Ok(Self { path: path.to_owned(), size_bytes, footer, indexed: OnceLock::new(), groups })
+    }
+
+    /// The footer with the page index where the file has one.
+    fn indexed(&self, file: &File) -> Result<&ArrowReaderMetadata, ReadError> {
+        if let Some(footer) = self.indexed.get() {
+            return Ok(footer);
+        }
+        let footer = load(&self.path, file, PageIndexPolicy::Optional)?;
+        Ok(self.indexed.get_or_init(|| footer))
+    }
+
+    /// Refuses columns that say they are larger than a file of this size can hold.
+    fn check_size(&self, mask: &ProjectionMask, groups: &[usize]) -> Result<usize, ReadError> {
+        let metadata = self.footer.metadata();
+        let mut bytes = 0_u128;
+        let mut most = 0_usize;
+        for leaf in
+            (0..metadata.file_metadata().schema_descr().num_columns()).filter(|i| mask.leaf_included(*i))
+        {
+            let mut elements = 0_u128;
+            for group in groups {
+                let chunk = metadata.row_group(*group).column(leaf);
+                elements += u128::try_from(chunk.num_values()).unwrap_or(u128::MAX >> 64);
+            }
+            bytes += elements * 8;
+            most = most.max(usize::try_from(elements).unwrap_or(usize::MAX));
+        }
+        let limit = ALWAYS_FINE.max(u128::from(self.size_bytes) * HIGHEST_RATIO);
+        if bytes > limit {
+            let what = "the columns its footer declares".to_owned();
+            return Err(ReadError::TooLarge { path: self.path.clone(), what, bytes, limit });
+        }
+        Ok(most)
+    }
+
+    fn wrong(&self, what: String) -> ReadError {
+        ReadError::Table { path: self.path.clone(), what }
     }
 }
 
@@ -25,16 +93,139 @@ impl Table for ParquetTable {
     fn path(&self) -> &Path {
         &self.path
     }
+
     fn schema(&self) -> &SchemaRef {
-        &self.schema
+        self.footer.schema()
     }
+
     fn rows(&self) -> usize {
-        0
+        self.groups.last().map_or(0, |group| group.end)
     }
+
     fn size_bytes(&self) -> u64 {
-        0
+        self.size_bytes
     }
-    fn read(&self, _: &[usize], _: &[Range<usize>]) -> Result<Vec<Vec<ArrayRef>>, ReadError> {
-        Ok(vec![])
+
+    fn read(&self, columns: &[usize], ranges: &[Range<usize>]) -> Result<Vec<Vec<ArrayRef>>, ReadError> {
+        let wanted_rows = check_ranges(self, ranges)?;
+        let mut order: Vec<usize> = columns.to_vec();
+        order.sort_unstable();
+        order.dedup();
+        if wanted_rows == 0 || order.is_empty() {
+            return Ok(vec![Vec::new(); columns.len()]);
+        }
+        let (groups, selection) = plan(&self.groups, ranges);
+        let mask = ProjectionMask::roots(self.footer.parquet_schema(), order.iter().copied());
+        let most = self.check_size(&mask, &groups)?;
+        let batch_rows = if most <= CHUNK_ELEMENTS {
+            wanted_rows
+        } else {
+            (wanted_rows / most.div_ceil(CHUNK_ELEMENTS)).max(1)
+        };
+        let file = open_file(&self.path)?;
+        let footer = if selection.is_some() { self.indexed(&file)? } else { &self.footer };
+        let chunks = contain(&self.path, || {
+            let broken = |source| ReadError::Parquet { path: self.path.clone(), source };
+            let mut builder = ParquetRecordBatchReaderBuilder::new_with_metadata(file, footer.clone())
+                .with_projection(mask)
+                .with_row_groups(groups)
+                .with_batch_size(batch_rows);
+            if let Some(selection) = selection {
+                builder = builder.with_row_selection(selection);
+            }
+            let mut chunks = vec![Vec::new(); order.len()];
+            for batch in builder.build().map_err(broken)? {
+                let batch = batch.map_err(|source| broken(ParquetError::ArrowError(source.to_string())))?;
+                for (chunks, column) in chunks.iter_mut().zip(batch.columns()) {
+                    chunks.push(column.clone());
+                }
+            }
+            Ok(chunks)
+        })?;
+        let found: usize = chunks.first().map_or(0, |chunks| chunks.iter().map(|chunk| chunk.len()).sum());
+        if found != wanted_rows {
+            return Err(
+                self.wrong(format!("{wanted_rows} rows were asked for, its pages hold {found} of them"))
+            );
+        }
+        let at =
+            |column: &usize| order.binary_search(column).map_or_else(|_| Vec::new(), |i| chunks[i].clone());
+        Ok(columns.iter().map(at).collect())
     }
+}
+
+fn open_file(path: &Path) -> Result<File, ReadError> {
+    File::open(path).map_err(|source| io(path, source))
+}
+
+fn io(path: &Path, source: std::io::Error) -> ReadError {
+    ReadError::Io { path: path.to_owned(), source }
+}
+
+fn load(path: &Path, file: &File, index: PageIndexPolicy) -> Result<ArrowReaderMetadata, ReadError> {
+    let options = ArrowReaderOptions::new().with_page_index_policy(index);
+    contain(path, || {
+        ArrowReaderMetadata::load(file, options)
+            .map_err(|source| ReadError::Parquet { path: path.to_owned(), source })
+    })
+}
+
+/// The rows of each row group; refuses footers whose counts contradict each other.
+fn groups(path: &Path, footer: &ArrowReaderMetadata) -> Result<Vec<Range<usize>>, ReadError> {
+    let mut start = 0_usize;
+    let mut groups = Vec::new();
+    let wrong = |what: String| ReadError::Table { path: path.to_owned(), what };
+    for (i, group) in footer.metadata().row_groups().iter().enumerate() {
+        let rows = usize::try_from(group.num_rows()).ok().and_then(|rows| start.checked_add(rows));
+        let end =
+            rows.ok_or_else(|| wrong(format!("row group {i} says it has {} rows", group.num_rows())))?;
+        groups.push(start..end);
+        start = end;
+    }
+    let total = footer.metadata().file_metadata().num_rows();
+    if usize::try_from(total) != Ok(start) {
+        return Err(wrong(format!("the footer says {total} rows, its row groups add up to {start}")));
+    }
+    Ok(groups)
+}
+
+/// Rows in ascending, disjoint ranges inside the table.
+pub(crate) fn check_ranges(table: &dyn Table, ranges: &[Range<usize>]) -> Result<usize, ReadError> {
+    let mut end = 0;
+    let mut rows = 0;
+    for range in ranges {
+        if range.start < end || range.end < range.start || range.end > table.rows() {
+            return Err(ReadError::Table {
+                path: table.path().to_owned(),
+                what: format!("rows {range:?} were asked for, after row {end}; it has {}", table.rows()),
+            });
+        }
+        end = range.end;
+        rows += range.len();
+    }
+    Ok(rows)
+}
+
+/// The row groups that overlap `ranges`, and the rows to take from them, unless that is all of them.
+fn plan(groups: &[Range<usize>], ranges: &[Range<usize>]) -> (Vec<usize>, Option<RowSelection>) {
+    let mut chosen = Vec::new();
+    let mut rows_chosen = 0;
+    let mut selected: Vec<Range<usize>> = Vec::new(); // in rows of the chosen groups
+    for (i, group) in groups.iter().enumerate() {
+        let before = selected.len();
+        for range in ranges {
+            let (start, end) = (range.start.max(group.start), range.end.min(group.end));
+            if start < end {
+                let shifted = |row: usize| row - group.start + rows_chosen;
+                selected.push(shifted(start)..shifted(end));
+            }
+        }
+        if selected.len() > before {
+            chosen.push(i);
+            rows_chosen += group.len();
+        }
+    }
+    let all = selected.iter().map(Range::len).sum::<usize>() == rows_chosen;
+    let selection = (!all).then(|| RowSelection::from_consecutive_ranges(selected.into_iter(), rows_chosen));
+    (chosen, selection)
 }

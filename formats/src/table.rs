@@ -3,16 +3,19 @@
 //! A table is opened from its footer alone and reads only the columns and rows that are asked for. It may be read
 //! from several threads at once.
 
+use std::collections::{HashMap, VecDeque};
 use std::fmt::Debug;
 use std::fs::File;
 use std::io::Read;
 use std::ops::Range;
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 use arrow::array::ArrayRef;
 use arrow::datatypes::SchemaRef;
 
+use crate::arrow_ipc::{ArrowTable, FILE_MAGIC, STREAM_MAGIC};
 use crate::error::ReadError;
 
 /// Row ranges are half open, ascend, and do not overlap.
@@ -46,5 +49,53 @@ pub(crate) fn open_table(path: &Path) -> Result<Arc<dyn Table>, ReadError> {
     if head.starts_with(b"PAR1") || head.starts_with(b"PARE") {
         return Ok(Arc::new(crate::parquet::ParquetTable::open(path)?));
     }
+    if head.starts_with(FILE_MAGIC) || head.starts_with(STREAM_MAGIC) {
+        return Ok(Arc::new(ArrowTable::open(path)?));
+    }
     Err(ReadError::NotATable { path: path.to_owned(), head })
+}
+
+/// Footers of the files that were opened last, so that a dataset of many small files does not parse one per read.
+#[derive(Debug, Default)]
+pub(crate) struct TableCache(Mutex<Footers>);
+
+#[derive(Debug, Default)]
+struct Footers {
+    tables: HashMap<PathBuf, (Identity, Arc<dyn Table>)>,
+    /// By time of opening.
+    order: VecDeque<PathBuf>,
+}
+
+/// Footers kept at most.
+const KEPT: usize = 512;
+
+/// A file that was written anew has another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Identity {
+    len: u64,
+    modified: Option<SystemTime>,
+}
+
+impl TableCache {
+    /// The table at `path`, opened again if the file changed.
+    pub(crate) fn open(&self, path: &Path) -> Result<Arc<dyn Table>, ReadError> {
+        let found =
+            std::fs::metadata(path).map_err(|source| ReadError::Io { path: path.to_owned(), source })?;
+        let identity = Identity { len: found.len(), modified: found.modified().ok() };
+        let lock = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, table)) = lock().tables.get(path).filter(|(known, _)| *known == identity) {
+            return Ok(Arc::clone(table));
+        }
+        let table = open_table(path)?; // without the lock: several files open at once
+        let mut footers = lock();
+        if footers.tables.insert(path.to_owned(), (identity, Arc::clone(&table))).is_none() {
+            footers.order.push_back(path.to_owned());
+        }
+        while footers.order.len() > KEPT {
+            if let Some(oldest) = footers.order.pop_front() {
+                footers.tables.remove(&oldest);
+            }
+        }
+        Ok(table)
+    }
 }

@@ -1,0 +1,412 @@
+//! LeRobot v2.0, v2.1 and v3 as a layout: one clock for all streams, episodes as row ranges of Parquet files.
+//!
+//! [`lerobot_meta`](crate::lerobot_meta) says which rows of which file an episode is; what the file says of itself
+//! must agree: its number of rows when it is opened, and its `episode_index` column the first time that any of it is
+//! read. That first look also decides the clock, see [`crate::lerobot_clock`].
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use robocache_types::{Clock, DType};
+
+use crate::dataset::{EpisodeInfo, Layout, Stream, StreamKind, StreamSchema, TextTable, Values};
+use crate::error::{OpenError, ReadError};
+use crate::layout::LayoutReader;
+use crate::lerobot_clock::{Rows, examine};
+use crate::lerobot_meta::{EpisodeMeta, Feature, Meta, metadata};
+use crate::table::{Table, TableCache};
+use crate::text::{TextCache, codes, distinct};
+use crate::values::{Holds, Origin, elements, holds, numbers};
+use crate::warnings::Warned;
+
+#[derive(Debug)]
+pub(crate) struct LeRobot {
+    root: PathBuf,
+    layout: Layout,
+    fps: f64,
+    streams: Vec<StreamSchema>,
+    episodes: Vec<EpisodeInfo>,
+    /// Where each episode is.
+    places: Vec<Place>,
+    files: Vec<DataFile>,
+    tasks: Vec<String>,
+    warnings: Vec<String>,
+    tables: TableCache,
+    texts: TextCache,
+    warned: Warned,
+}
+
+#[derive(Debug, Clone)]
+struct Place {
+    file: usize,
+    rows: Range<usize>,
+}
+
+#[derive(Debug)]
+struct DataFile {
+    /// Relative to the root.
+    path: PathBuf,
+    size_bytes: u64,
+    rows: usize,
+    /// By first row.
+    episodes: Vec<usize>,
+    /// Set by the first look: the clocks (in the order of `episodes`) that are the frame grid, and nothing where
+    /// an episode's stamps are its own or something is wrong with it.
+    grids: OnceLock<Vec<Option<Clock>>>,
+}
+
+impl LeRobot {
+    pub(crate) fn open(root: &Path) -> Result<Self, OpenError> {
+        let Meta { version, fps, features, episodes, tasks, mut warnings } = Meta::load(root)?;
+        let (files, places) = place(root, &episodes)?;
+        let tables = TableCache::default();
+        let first = tables.open(&root.join(&files[places[0].file].path))?;
+        let streams = streams(&features, first.as_ref(), &mut warnings)?;
+        missing_videos(root, &episodes, &mut warnings);
+        let info = |(meta, place): (&EpisodeMeta, &Place)| EpisodeInfo {
+            index: meta.index,
+            name: format!("{}, rows {} to {}", meta.file.display(), place.rows.start, place.rows.end),
+            frames: Some(meta.length),
+            first_frame: Some(meta.first_frame),
+        };
+        Ok(Self {
+            root: root.to_owned(),
+            layout: Layout::LeRobot { version },
+            fps,
+            streams,
+            episodes: episodes.iter().zip(&places).map(info).collect(),
+            places,
+            files,
+            tasks,
+            warnings,
+            tables,
+            texts: TextCache::default(),
+            warned: Warned::default(),
+        })
+    }
+
+    /// The table of a data file, with as many rows as the metadata says.
+    fn table(&self, file: &DataFile) -> Result<Arc<dyn Table>, ReadError> {
+        let path = self.root.join(&file.path);
+        let table = self.tables.open(&path)?;
+        if table.rows() != file.rows {
+            return Err(ReadError::RowCount { path, wanted: file.rows, found: table.rows() });
+        }
+        Ok(table)
+    }
+
+    /// Clocks of episodes of one file.
+    fn clocks(
+        &self,
+        file: &DataFile,
+        table: &dyn Table,
+        episodes: &[usize],
+    ) -> Result<Vec<Clock>, ReadError> {
+        let rows = |episode: usize| Rows {
+            rows: self.places[episode].rows.clone(),
+            index: self.episodes[episode].index,
+        };
+        let look = |rows: &[Rows]| examine(table, rows, self.fps, &self.warned);
+        let grids = match file.grids.get() {
+            Some(grids) => grids,
+            None => {
+                let all: Vec<Rows> = file.episodes.iter().map(|episode| rows(*episode)).collect();
+                let clocks = look(&all)?.into_iter();
+                let grids = clocks.map(|clock| clock.ok().filter(|clock| matches!(clock, Clock::Uniform(_))));
+                file.grids.get_or_init(|| grids.collect())
+            }
+        };
+        let start = |episode: &usize| self.places[*episode].rows.start;
+        let one = |episode: &usize| {
+            let at = file.episodes.binary_search_by_key(&start(episode), start);
+            match at.ok().and_then(|at| grids[at].clone()) {
+                Some(clock) => Ok(clock),
+                None => look(&[rows(*episode)])?.remove(0),
+            }
+        };
+        episodes.iter().map(one).collect()
+    }
+
+    /// One column as a block of all rows of `ranges`.
+    fn values(
+        &self,
+        stream: usize,
+        chunks: &[arrow::array::ArrayRef],
+        table: &dyn Table,
+        ranges: &[Range<usize>],
+    ) -> Result<Values, ReadError> {
+        let schema = &self.streams[stream];
+        let origin = Origin { path: table.path(), column: &schema.name, ranges, warned: &self.warned };
+        match &schema.kind {
+            StreamKind::Text => codes(chunks, &self.texts(stream)?, origin),
+            _ => numbers(chunks, schema.dtype, &schema.shape, origin),
+        }
+    }
+
+    /// `[episode][stream]` of episodes of one file, each once, by first row.
+    fn read_file(
+        &self,
+        file: &DataFile,
+        episodes: &[usize],
+        streams: &[usize],
+    ) -> Result<Vec<Vec<Stream>>, ReadError> {
+        let table = self.table(file)?;
+        let table = table.as_ref();
+        let clocks = self.clocks(file, table, episodes)?;
+        let ranges = join(episodes.iter().map(|episode| self.places[*episode].rows.clone()));
+        let mut distinct: Vec<usize> = streams.to_vec();
+        distinct.sort_unstable();
+        distinct.dedup();
+        let columns = distinct
+            .iter()
+            .map(|stream| table.column(&self.streams[*stream].name))
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut blocks = HashMap::new();
+        for (stream, chunks) in distinct.iter().zip(table.read(&columns, &ranges)?) {
+            blocks.insert(*stream, self.values(*stream, &chunks, table, &ranges)?);
+        }
+        let mut at = 0;
+        let one = |(episode, clock): (&usize, Clock)| {
+            let rows = self.places[*episode].rows.len();
+            let from = at;
+            at += rows;
+            let stream =
+                |stream: &usize| Stream { clock: clock.clone(), values: blocks[stream].rows(from, rows) };
+            streams.iter().map(stream).collect()
+        };
+        Ok(episodes.iter().zip(clocks).map(one).collect())
+    }
+}
+
+impl Values {
+    /// Some of the rows, in the same buffer.
+    pub(crate) fn rows(&self, from: usize, rows: usize) -> Self {
+        let row = self.dim * self.dtype.size_bytes();
+        Self { rows, buffer: self.buffer.slice_with_length(from * row, rows * row), ..self.clone() }
+    }
+}
+
+impl LayoutReader for LeRobot {
+    fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    fn streams(&self) -> &[StreamSchema] {
+        &self.streams
+    }
+
+    fn episodes(&self) -> &[EpisodeInfo] {
+        &self.episodes
+    }
+
+    fn tasks(&self) -> &[String] {
+        &self.tasks
+    }
+
+    fn fps(&self) -> Option<f64> {
+        Some(self.fps)
+    }
+
+    fn files(&self) -> Vec<(String, u64)> {
+        self.files.iter().map(|file| (file.path.to_string_lossy().into_owned(), file.size_bytes)).collect()
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        self.warnings.clone()
+    }
+
+    fn units(&self) -> Vec<Vec<usize>> {
+        self.files.iter().map(|file| file.episodes.clone()).collect()
+    }
+
+    fn read(&self, episodes: &[usize], streams: &[usize]) -> Result<Vec<Vec<Stream>>, ReadError> {
+        let mut by_file: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        for episode in episodes {
+            by_file.entry(self.places[*episode].file).or_default().push(*episode);
+        }
+        let mut read = HashMap::with_capacity(episodes.len());
+        for (file, mut members) in by_file {
+            members.sort_unstable_by_key(|episode| self.places[*episode].rows.start);
+            members.dedup();
+            let found = self.read_file(&self.files[file], &members, streams)?;
+            read.extend(members.into_iter().zip(found));
+        }
+        Ok(episodes.iter().map(|episode| read[episode].clone()).collect())
+    }
+
+    fn clock(&self, episode: usize, _: usize) -> Result<Clock, ReadError> {
+        let file = &self.files[self.places[episode].file];
+        let table = self.table(file)?;
+        Ok(self.clocks(file, table.as_ref(), &[episode])?.remove(0))
+    }
+
+    fn span(&self, episode: usize) -> Result<(i64, i64), ReadError> {
+        let clock = self.clock(episode, 0)?;
+        Ok((clock.first_ns(), clock.last_ns()))
+    }
+
+    fn texts(&self, stream: usize) -> Result<TextTable, ReadError> {
+        let name = &self.streams[stream].name;
+        self.texts.get(stream, |into| {
+            for file in &self.files {
+                let table = self.table(file)?;
+                let ranges = [0..file.rows];
+                let chunks = table.read(&[table.column(name)?], &ranges)?.pop().unwrap_or_default();
+                let origin =
+                    Origin { path: table.path(), column: name, ranges: &ranges, warned: &self.warned };
+                distinct(&chunks, into, origin)?;
+            }
+            Ok(())
+        })
+    }
+}
+
+/// The files that episodes lie in, and the rows of each. Episodes of a file must fill it without gap or overlap.
+fn place(root: &Path, episodes: &[EpisodeMeta]) -> Result<(Vec<DataFile>, Vec<Place>), OpenError> {
+    let mut files: Vec<DataFile> = Vec::new();
+    let mut by_path: HashMap<&Path, usize> = HashMap::new();
+    for (position, episode) in episodes.iter().enumerate() {
+        let file = *by_path.entry(&episode.file).or_insert(files.len());
+        if file == files.len() {
+            let path = root.join(&episode.file);
+            let size_bytes = fs::metadata(&path)
+                .map_err(|source| OpenError::MissingFile { path, episode: episode.index, source })?
+                .len();
+            let grids = OnceLock::new();
+            files.push(DataFile { path: episode.file.clone(), size_bytes, rows: 0, episodes: vec![], grids });
+        }
+        files[file].episodes.push(position);
+    }
+    let mut places = vec![Place { file: 0, rows: 0..0 }; episodes.len()];
+    for (number, file) in files.iter_mut().enumerate() {
+        file.episodes.sort_by_key(|episode| episodes[*episode].first_frame);
+        let mut next = episodes[file.episodes[0]].first_frame;
+        for position in &file.episodes {
+            let EpisodeMeta { index, length, first_frame, .. } = episodes[*position];
+            if first_frame != next {
+                let what =
+                    format!("episode {index} begins at frame {first_frame}, but its file goes on at {next}");
+                return Err(metadata(&root.join(&file.path), what));
+            }
+            places[*position] = Place { file: number, rows: file.rows..file.rows + length };
+            file.rows += length;
+            next += length as u64;
+        }
+    }
+    Ok((files, places))
+}
+
+/// What each feature is, by `info.json` and by the columns of the first data file.
+fn streams(
+    features: &[Feature],
+    table: &dyn Table,
+    warnings: &mut Vec<String>,
+) -> Result<Vec<StreamSchema>, OpenError> {
+    let declared: HashSet<&str> = features.iter().map(|feature| feature.name.as_str()).collect();
+    let fields = table.schema().fields().iter().map(|field| field.name().as_str());
+    let extra: Vec<&str> = fields.filter(|name| !declared.contains(name)).collect();
+    if !extra.is_empty() {
+        warnings.push(format!(
+            "{:?}: columns that info.json does not declare are left alone: {}",
+            table.path(),
+            extra.join(", ")
+        ));
+    }
+    features.iter().map(|feature| stream(feature, table, warnings)).collect()
+}
+
+fn stream(
+    feature: &Feature,
+    table: &dyn Table,
+    warnings: &mut Vec<String>,
+) -> Result<StreamSchema, OpenError> {
+    let schema = |dtype, shape: &[usize], kind| StreamSchema {
+        name: feature.name.clone(),
+        dtype,
+        shape: shape.to_vec(),
+        kind,
+        interp: None,
+        clock: 0,
+    };
+    let opaque = |what: String| schema(DType::UInt8, &feature.shape, StreamKind::Opaque { what });
+    let declared = match feature.dtype.as_str() {
+        "string" => None,
+        name => match name.parse::<DType>() {
+            Ok(dtype) => Some(dtype),
+            Err(_) => return Ok(opaque(name.to_owned())),
+        },
+    };
+    let data_type = table.schema().field(table.column(&feature.name)?).data_type().clone();
+    let wrong = || ReadError::ColumnType {
+        path: table.path().to_owned(),
+        column: feature.name.clone(),
+        wanted: format!("{} of shape {:?}", feature.dtype, feature.shape),
+        found: data_type.to_string(),
+    };
+    match (declared, holds(&data_type)) {
+        (Some(declared), Holds::Numbers { dtype, lengths }) => {
+            if !fits(&lengths, &feature.shape) {
+                return Err(wrong().into());
+            }
+            if dtype != declared {
+                warnings.push(format!(
+                    "feature {:?} is declared {declared} and stored as {dtype}, which is what is read",
+                    feature.name
+                ));
+            }
+            Ok(schema(dtype, &feature.shape, StreamKind::Numeric))
+        }
+        (None, Holds::Text { lengths })
+            if fits(&lengths, &feature.shape) && elements(&feature.shape) == Some(1) =>
+        {
+            Ok(schema(DType::Int32, &[], StreamKind::Text))
+        }
+        (None, Holds::Text { .. }) => Ok(opaque(format!("text of shape {:?}", feature.shape))),
+        _ => Err(wrong().into()),
+    }
+}
+
+/// Whether lists of these lengths can hold rows of `shape`; see [`numbers`].
+fn fits(lengths: &[Option<usize>], shape: &[usize]) -> bool {
+    let agree = |wanted: &[usize]| {
+        lengths.len() == wanted.len()
+            && lengths.iter().zip(wanted).all(|(found, wanted)| found.is_none_or(|found| found == *wanted))
+    };
+    let all = elements(shape).unwrap_or(0);
+    agree(shape) || agree(&[all]) || (all == 1 && lengths.is_empty())
+}
+
+/// One warning per video feature whose files are not all there.
+fn missing_videos(root: &Path, episodes: &[EpisodeMeta], warnings: &mut Vec<String>) {
+    let mut by_key: BTreeMap<&str, HashSet<&Path>> = BTreeMap::new();
+    for (key, path) in episodes.iter().flat_map(|episode| &episode.videos) {
+        by_key.entry(key).or_default().insert(path);
+    }
+    for (key, paths) in by_key {
+        let missing = paths.iter().filter(|path| !root.join(path).is_file());
+        let (count, first) = missing.fold((0, None), |(count, first): (usize, Option<&Path>), path| {
+            (count + 1, Some(first.map_or(*path, |first| first.min(path))))
+        });
+        if let Some(first) = first {
+            warnings.push(format!(
+                "video feature {key:?}: {count} of {} files are missing, the first is {first:?}",
+                paths.len()
+            ));
+        }
+    }
+}
+
+/// Ascending ranges with neighbours made one.
+fn join(ranges: impl Iterator<Item = Range<usize>>) -> Vec<Range<usize>> {
+    let mut joined: Vec<Range<usize>> = Vec::new();
+    for range in ranges {
+        match joined.last_mut() {
+            Some(last) if last.end == range.start => last.end = range.end,
+            _ => joined.push(range),
+        }
+    }
+    joined
+}
