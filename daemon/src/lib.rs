@@ -1,1 +1,27 @@
-//! Outline.
+//! The RoboCache daemon as a library, so that its tests and benches can drive it without a process of its own.
+
+pub mod admin;
+pub mod cli;
+pub mod config;
+pub mod doctor;
+pub mod exit;
+pub mod host;
+pub mod logging;
+pub mod size;
+pub mod synth;
+pub mod anchors;
+pub mod assemble;
+pub mod assemblers;
+pub mod catalog;
+pub mod future;
+pub mod loader;
+pub mod lookahead;
+pub mod metrics;
+pub mod open;
+pub mod plan;
+pub mod plan_anchors;
+pub mod report;
+pub mod sampler;
+pub mod server;
+pub mod session;
+pub mod store;

@@ -1,0 +1,84 @@
+//! What a loader will need and when: the part of its order that it has looked at, for the store to evict by.
+//!
+//! Batches are numbered as the loader dispatches them. An episode's distance is the number of batches until it is
+//! needed next, as far as the loader has looked; beyond that it is none.
+
+use std::collections::{HashMap, VecDeque};
+
+use parking_lot::Mutex;
+
+/// One loader's known future on one dataset.
+#[derive(Debug)]
+pub struct Future {
+    dataset: u64,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    now: u64,
+    /// Batches that need an episode, ascending.
+    needs: HashMap<u32, VecDeque<u64>>,
+}
+
+impl Future {
+    pub fn new(dataset: u64) -> Self {
+        Self { dataset, state: Mutex::default() }
+    }
+
+    /// Batch `batch`, later than any told before, needs these episodes (each named once).
+    pub fn expect(&self, batch: u64, episodes: &[u32]) {
+        let mut state = self.state.lock();
+        for &episode in episodes {
+            state.needs.entry(episode).or_default().push_back(batch);
+        }
+    }
+
+    /// Batch `batch` has all it needs.
+    pub fn done(&self, batch: u64, episodes: &[u32]) {
+        let mut state = self.state.lock();
+        state.now = batch + 1;
+        for episode in episodes {
+            let Some(needs) = state.needs.get_mut(episode) else { continue };
+            while needs.front().is_some_and(|&need| need <= batch) {
+                needs.pop_front();
+            }
+            if needs.is_empty() {
+                state.needs.remove(episode);
+            }
+        }
+    }
+
+    /// Forgets everything: the loader goes on elsewhere.
+    pub fn clear(&self) {
+        self.state.lock().needs.clear();
+    }
+
+    /// Batches until the episode is needed; none if that is not known to happen.
+    pub fn distance(&self, dataset: u64, episode: u32) -> Option<u64> {
+        if dataset != self.dataset {
+            return None;
+        }
+        let state = self.state.lock();
+        let next = state.needs.get(&episode)?.front()?;
+        Some(next.saturating_sub(state.now))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn distance_counts_batches_until_the_next_need() {
+        let future = Future::new(1);
+        future.expect(0, &[7, 8]);
+        future.expect(3, &[7]);
+        assert_eq!((future.distance(1, 7), future.distance(1, 8)), (Some(0), Some(0)));
+        future.done(0, &[7, 8]);
+        assert_eq!((future.distance(1, 7), future.distance(1, 8)), (Some(2), None));
+        assert_eq!(future.distance(2, 7), None);
+        future.clear();
+        assert_eq!(future.distance(1, 7), None);
+    }
+}

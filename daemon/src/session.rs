@@ -1,0 +1,176 @@
+//! One client's connection: what it may say when, and what it holds.
+//!
+//! ```text
+//!   Idle ── Open ──▶ Opening ── planned ──▶ Serving ── hang-up ──▶ (gone)
+//!     ▲                 │ refused
+//!     └─────────────────┘
+//! ```
+//!
+//! The poll thread owns sessions and never waits for one: opening and producing happen on the session's own thread,
+//! sending never blocks. A peer that says what makes no sense is told so, or dropped where it cannot be told.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use robocache_wire::fds::{Connection, Peer, Receive, Received};
+use robocache_wire::message::{RefusalCode, ToClient, ToDaemon};
+use robocache_wire::spec::LoaderSpec;
+
+use crate::catalog::Trust;
+use crate::loader::Loader;
+use crate::open::{self, Host};
+
+/// One connected client.
+#[derive(Debug)]
+pub struct Session {
+    shared: Arc<Shared>,
+    /// Fires when the client's process is gone, even if a child of it still holds the socket.
+    pidfd: Option<OwnedFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What the session's thread and the poll thread share.
+#[derive(Debug)]
+pub struct Shared {
+    pub socket: Connection,
+    pub peer: Peer,
+    pub trust: Trust,
+    /// The daemon's number for this client; the owner in its slot words.
+    pub client: u32,
+    loader: Mutex<Option<Arc<Loader>>>,
+    gone: AtomicBool,
+}
+
+/// What the poll thread does after a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    Keep,
+    /// The client is gone, or must go.
+    Close,
+    /// It asked for the daemon's status.
+    Status,
+    /// It asked the daemon to stop.
+    Stop(Haste),
+}
+
+/// How to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Haste {
+    Drain,
+    Now,
+}
+
+impl Session {
+    pub fn new(socket: Connection, peer: Peer, trust: Trust, client: u32) -> Self {
+        let pid = peer.pid.and_then(|pid| i32::try_from(pid).ok());
+        let pidfd = pid
+            .and_then(rustix::process::Pid::from_raw)
+            .and_then(|pid| rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok());
+        if pidfd.is_none() {
+            tracing::debug!(client, pid = peer.pid, "no pidfd for this client; its death shows when its socket closes");
+        }
+        let (loader, gone) = (Mutex::new(None), AtomicBool::new(false));
+        Self { shared: Arc::new(Shared { socket, peer, trust, client, loader, gone }), pidfd, thread: None }
+    }
+
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    pub fn socket(&self) -> BorrowedFd<'_> {
+        self.shared.socket.as_fd()
+    }
+
+    pub fn pidfd(&self) -> Option<BorrowedFd<'_>> {
+        self.pidfd.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Reads and answers one message.
+    pub fn readable(&mut self, host: &Arc<Host>) -> Outcome {
+        let client = self.shared.client;
+        let message = match self.shared.socket.receive::<ToDaemon>(Receive::Now) {
+            Ok(Received::Message(message, _fds)) => message,
+            Ok(Received::Nothing) => return Outcome::Keep,
+            Ok(Received::Closed) => return Outcome::Close,
+            Err(error) => {
+                let error = crate::loader::chain(&error);
+                tracing::warn!(client, error, "a client sent what is no message; dropping it");
+                self.shared.refuse(RefusalCode::BadRequest, error);
+                return Outcome::Close;
+            }
+        };
+        match message {
+            ToDaemon::Open(spec) => self.open(*spec, host),
+            ToDaemon::Seek { run, position } => {
+                match self.shared.loader() {
+                    Some(loader) => loader.seek(run, position),
+                    None => self.shared.refuse(RefusalCode::BadRequest, "Seek came before Open".to_owned()),
+                }
+                Outcome::Keep
+            }
+            ToDaemon::Status => Outcome::Status,
+            ToDaemon::Stop { now } => Outcome::Stop(if now { Haste::Now } else { Haste::Drain }),
+            ToDaemon::Bye => Outcome::Close,
+        }
+    }
+
+    fn open(&mut self, spec: LoaderSpec, host: &Arc<Host>) -> Outcome {
+        if self.thread.as_ref().is_some_and(|thread| !thread.is_finished()) {
+            let message = "this connection has a loader already; connect again for another".to_owned();
+            self.shared.refuse(RefusalCode::BadRequest, message);
+            return Outcome::Keep;
+        }
+        let (shared, host) = (Arc::clone(&self.shared), Arc::clone(host));
+        let name = format!("loader-{}", shared.client);
+        match std::thread::Builder::new().name(name).spawn(move || open::serve(&shared, spec, &host)) {
+            Ok(thread) => self.thread = Some(thread),
+            Err(error) => {
+                self.shared.refuse(RefusalCode::Busy, format!("the daemon cannot start a thread: {error}"));
+            }
+        }
+        Outcome::Keep
+    }
+
+    /// Takes back what the client held and ends its thread, which the caller joins when it has time.
+    pub fn close(self) -> Option<JoinHandle<()>> {
+        self.shared.gone.store(true, Ordering::SeqCst);
+        if let Some(loader) = self.shared.loader() {
+            let reaped = loader.producer.reap();
+            tracing::debug!(client = self.shared.client, reaped, "client gone");
+            loader.stop();
+        }
+        self.thread
+    }
+}
+
+impl Shared {
+    pub fn loader(&self) -> Option<Arc<Loader>> {
+        self.loader.lock().clone()
+    }
+
+    /// Puts a loader in place; it is told to stop at once if the client has gone meanwhile.
+    pub fn set_loader(&self, loader: Option<Arc<Loader>>) {
+        (*self.loader.lock()).clone_from(&loader);
+        if let Some(loader) = loader
+            && self.gone.load(Ordering::SeqCst)
+        {
+            loader.stop();
+        }
+    }
+
+    pub fn refuse(&self, code: RefusalCode, message: String) {
+        self.send(&ToClient::Refused { code, message }, &[]);
+    }
+
+    /// Sends a message, or logs why not: a client that does not read must not hold up the daemon.
+    pub fn send(&self, message: &ToClient, fds: &[BorrowedFd<'_>]) {
+        if let Err(error) = self.socket.send(message, fds, Duration::ZERO) {
+            let error = crate::loader::chain(&error);
+            tracing::warn!(client = self.client, pid = self.peer.pid, error, "cannot send to a client");
+        }
+    }
+}
