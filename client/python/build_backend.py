@@ -1,4 +1,5 @@
-"""PEP 517 backend: maturin's, after building `robocached` and putting it into the package for the embedded mode.
+"""PEP 517 backend: maturin's, after building `robocached` and putting it into the package for the embedded
+mode.
 
 Environment:
     ROBOCACHE_DAEMON_BINARY: a built `robocached` to carry instead of building one.
@@ -40,10 +41,20 @@ def _built_daemon() -> Path:
         return Path(given)
     if not (WORKSPACE / "daemon" / "Cargo.toml").is_file():
         raise RuntimeError(
-            f"the daemon's source is not at {WORKSPACE / 'daemon'}: build from a checkout of the whole repository, "
-            "or set ROBOCACHE_DAEMON_BINARY to a built robocached"
+            f"the daemon's source is not at {WORKSPACE / 'daemon'}: build from a checkout of the whole "
+            "repository, or set ROBOCACHE_DAEMON_BINARY to a built robocached"
         )
-    cargo = ["cargo", "build", "--locked", "--package", "robocached", "--bin", "robocached", "--profile", _profile()]
+    cargo = [
+        "cargo",
+        "build",
+        "--locked",
+        "--package",
+        "robocached",
+        "--bin",
+        "robocached",
+        "--profile",
+        _profile(),
+    ]
     subprocess.run(cargo, cwd=WORKSPACE, check=True)
     target = Path(os.environ.get("CARGO_TARGET_DIR", WORKSPACE / "target"))
     return WORKSPACE / target / ("debug" if _profile() == "dev" else _profile()) / "robocached"

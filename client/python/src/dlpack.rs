@@ -9,11 +9,11 @@
 use std::ffi::{CStr, c_void};
 use std::sync::Arc;
 
-use pyo3::exceptions::PyBufferError;
+use pyo3::exceptions::{PyBufferError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
-use robocache::DType;
+use robocache_types::DType;
 
 /// `kDLCPU`, device 0.
 const CPU: (i32, i32) = (1, 0);
@@ -117,7 +117,7 @@ impl Form for ManagedVersioned {
 
 /// Some bytes as a tensor: contiguous, row-major, on the host.
 ///
-/// Made only by [`Tensor::new`], which takes a slice borrowed from the keeper, so `data` is good for as long as
+/// Made only by [`Tensor::over`], which takes a slice borrowed from the keeper, so `data` is good for as long as
 /// `keeper` lives.
 #[pyclass(frozen, module = "robocache._robocache")]
 pub(crate) struct Tensor {
@@ -135,35 +135,29 @@ unsafe impl Sync for Tensor {}
 
 impl Tensor {
     /// The tensor of `shape` (rows first) over the bytes that `bytes_of` finds in `keeper`.
-    pub(crate) fn new<K, E>(
+    ///
+    /// The bytes must not move or change while `keeper` lives: those of a lease or of a [`Lines`] do not.
+    pub(crate) fn over<K: Send + Sync + 'static, E>(
         keeper: &Arc<K>,
         dtype: DType,
         shape: Vec<i64>,
         bytes_of: impl FnOnce(&K) -> Result<&[u8], E>,
-    ) -> Result<Self, E>
-    where
-        K: Send + Sync + 'static,
-    {
-        // The address outlives the borrow because `keeper` is cloned into the tensor and hands out slices of a
-        // mapping, which does not move.
+    ) -> Result<Self, E> {
         let bytes = bytes_of(keeper)?;
         let (data, len_bytes) = (bytes.as_ptr(), bytes.len());
         Ok(Self { keeper: Arc::<K>::clone(keeper), data, len_bytes, dtype, shape })
     }
 
-    /// The same values in memory of their own, aligned as DLPack asks.
-    fn copied(&self) -> (Keeper, *const u8) {
-        let mut lines = vec![Line([0; 64]); self.len_bytes.div_ceil(64)];
-        // SAFETY: `data` is valid for `len_bytes` (see `Tensor`), `lines` is at least that long and new.
-        unsafe { std::ptr::copy_nonoverlapping(self.data, lines.as_mut_ptr().cast::<u8>(), self.len_bytes) };
-        let data = lines.as_ptr().cast();
-        (Arc::new(lines), data)
+    fn bytes(&self) -> &[u8] {
+        // SAFETY: `data` and `len_bytes` are those of a slice of `keeper`'s, which `self` keeps alive.
+        unsafe { std::slice::from_raw_parts(self.data, self.len_bytes) }
     }
 
     fn capsule<M: Form>(&self, py: Python<'_>, copy: bool) -> PyResult<Py<PyAny>> {
-        let (keeper, data, flags) = if copy {
-            let (keeper, data) = self.copied();
-            (keeper, data, IS_COPIED)
+        let (keeper, data, flags): (Keeper, _, _) = if copy {
+            let lines = Lines::copy_of(self.bytes());
+            let data = lines.bytes().as_ptr();
+            (Arc::new(lines), data, IS_COPIED)
         } else {
             (Arc::clone(&self.keeper), self.data, READ_ONLY)
         };
@@ -206,6 +200,21 @@ impl Tensor {
 
 #[pymethods]
 impl Tensor {
+    /// A tensor of its own copy of `data`: what a test, or a loader of another making, exports through.
+    #[staticmethod]
+    fn from_bytes(data: &[u8], dtype: &str, shape: Vec<i64>) -> PyResult<Self> {
+        let dtype: DType = dtype.parse().map_err(|error| PyValueError::new_err(format!("{error}")))?;
+        let elements = shape.iter().try_fold(1_usize, |product, &dim| product.checked_mul(usize::try_from(dim).ok()?));
+        let wanted = elements.and_then(|elements| elements.checked_mul(dtype.size_bytes()));
+        if wanted != Some(data.len()) {
+            return Err(PyValueError::new_err(match wanted {
+                Some(wanted) => format!("wanted {wanted} bytes for {dtype}{shape:?}, found {}", data.len()),
+                None => format!("no tensor has the shape {shape:?}"),
+            }));
+        }
+        Self::over(&Arc::new(Lines::copy_of(data)), dtype, shape, |lines| Ok(lines.bytes()))
+    }
+
     /// numpy's name of the element type.
     #[getter]
     fn dtype(&self) -> &'static str {
@@ -273,10 +282,30 @@ impl Tensor {
     }
 }
 
-/// A cache line: gives a copy the alignment that the ring's columns have.
+/// Bytes of our own at the alignment that DLPack asks for and the ring's columns have.
+struct Lines {
+    lines: Box<[Line]>,
+    len_bytes: usize,
+}
+
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct Line([u8; 64]);
+
+impl Lines {
+    fn copy_of(bytes: &[u8]) -> Self {
+        let mut lines = vec![Line([0; 64]); bytes.len().div_ceil(64)];
+        for (line, chunk) in lines.iter_mut().zip(bytes.chunks(64)) {
+            line.0[..chunk.len()].copy_from_slice(chunk);
+        }
+        Self { lines: lines.into(), len_bytes: bytes.len() }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        // SAFETY: `lines` is a slice of lines of 64 bytes without padding, at least `len_bytes` in all.
+        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len_bytes) }
+    }
+}
 
 /// DLPack's type code and bits of a dtype.
 const fn type_code(dtype: DType) -> (u8, u8) {

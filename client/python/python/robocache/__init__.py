@@ -1,11 +1,13 @@
 """RoboCache: ready batches of robot episodes, in shared memory, from the `robocached` daemon.
 
-    import robocache as rc
+```python
+import robocache as rc
 
-    loader = rc.DataLoader("path/to/dataset", batch_size=64, windows={"action": rc.Window(hz=50, steps=50)})
-    for batch in loader:            # one epoch; the next `for` is the next one
-        batch["action"]             # [B, T, D], read in place
-        batch["action_is_pad"]      # [B, T] bool
+loader = rc.DataLoader("path/to/dataset", batch_size=64, windows={"action": rc.Window(hz=50, steps=50)})
+for batch in loader:  # one epoch; the next `for` is the next one
+    batch["action"]  # [B, T, D], read in place
+    batch["action_is_pad"]  # [B, T] bool
+```
 """
 
 from ._batch import Batch

@@ -13,8 +13,8 @@ def main() -> None:
     program = carried()
     if program is None:
         sys.exit(
-            "robocached: this installation of robocache carries no daemon. Install the wheel "
-            "(`pip install client/python` in the repository), or build it: `cargo build --release -p robocached`."
+            "robocached: this installation of robocache carries no daemon. Install the wheel (`pip install "
+            "client/python` in the repository), or build it: `cargo build --release -p robocached`."
         )
     os.execv(program, ["robocached", *sys.argv[1:]])
 

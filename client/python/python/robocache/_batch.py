@@ -1,8 +1,8 @@
 """One batch, as a mapping whose tensors are made when they are first asked for.
 
-A batch of a loader holds a lease on its slot of the ring, and so does every tensor made from it: the slot goes
-back to the daemon when the last of them is collected. A batch made from a plain mapping (what torch's collate
-and pin_memory, accelerate and pickle do) holds no lease, just those values.
+A batch of a loader holds a lease on its slot of the ring, and so does every tensor made from it: the slot
+goes back to the daemon when the last of them is collected. A batch made from a plain mapping (what torch's
+collate and pin_memory, accelerate and pickle do) holds no lease, just those values.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 class Batch(Mapping[str, Any]):
     """`B` samples: `batch["action"]` is a view of the slot, `[B, T, D]`; `batch["task"]` is a `list[str]`.
 
-    Views are read-only. numpy and JAX enforce it; torch has no read-only tensors, and a write through one (`x.add_(1)`)
-    ends the process with a segmentation fault, since the memory is mapped read-only: `clone()` first.
+    Views are read-only. numpy and JAX enforce it; torch has no read-only tensors, and a write through one
+    (`x.add_(1)`) ends the process with a segmentation fault, since the memory is mapped read-only: `clone()`
+    first.
     """
 
     __slots__ = ("__weakref__", "_cache", "_raw", "_view")
@@ -69,7 +70,7 @@ class Batch(Mapping[str, Any]):
             parts = [f"{key}: {_describe(value)}" for key, value in self._cache.items()]
             return f"Batch({{{', '.join(parts)}}})"
         raw = self._raw
-        parts = [f"{key}: {raw.describe(key)}" for key in raw.keys()]
+        parts = [f"{key}: {raw.describe(key)}" for key in self]
         return f"Batch(rows={raw.rows}, epoch={raw.epoch}, index={raw.index}, {{{', '.join(parts)}}})"
 
     def __reduce__(self) -> tuple[Any, ...]:

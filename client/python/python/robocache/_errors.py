@@ -12,7 +12,7 @@ class RequestError(RoboCacheError, ValueError):
 
 
 class DatasetError(RoboCacheError):
-    """The dataset is not there, is broken, or lacks what was asked for; names file, column and row where known."""
+    """The dataset is not there, is broken, or lacks what was asked for; says where, as far as known."""
 
 
 class DaemonNotFound(RoboCacheError, ConnectionError):

@@ -24,7 +24,9 @@ def choose(framework: str | None) -> str:
     if framework not in FRAMEWORKS:
         raise RequestError(f"framework must be one of {', '.join(FRAMEWORKS)}, found {framework!r}")
     if framework != "numpy" and framework not in sys.modules and not importlib.util.find_spec(framework):
-        raise RequestError(f"framework={framework!r}, but {framework} cannot be imported: install it, or say numpy")
+        raise RequestError(
+            f"framework={framework!r}, but {framework} cannot be imported: install it, or say numpy"
+        )
     return framework
 
 

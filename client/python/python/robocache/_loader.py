@@ -1,7 +1,7 @@
 """The dataloader: one per rank, a thin client of the daemon.
 
-State has one owner here: `_position`, where the next batch not yet handed out begins. The native loader follows
-it (a batch carries the position after it), and everything that moves it on purpose (`set_epoch`,
+State has one owner here: `_position`, where the next batch not yet handed out begins. The native loader
+follows it (a batch carries the position after it), and everything that moves it on purpose (`set_epoch`,
 `load_state_dict`, a `for` after a `break`) goes through `_move`, which also ends the iterators that are out.
 
 A process that did not attach itself (a forked child, an unpickled copy) attaches when it is first used.
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import threading
 import warnings
 import weakref
@@ -36,38 +35,41 @@ class RoboCacheWarning(UserWarning):
 class DataLoader:
     """Batches of a dataset, shuffled, resampled and collated by the daemon, read in place.
 
-    Each `for` over the loader is one epoch and the next `for` the next epoch; a `for` left by `break` counts as
-    that epoch. `len(loader)` is the number of batches in this rank's whole epoch.
+    Each `for` over the loader is one epoch and the next `for` the next epoch; a `for` left by `break` counts
+    as that epoch. `len(loader)` is the number of batches in this rank's whole epoch.
 
     With `framework="torch"` the loader is an `IterableDataset` as well, for
-    `torch.utils.data.DataLoader(loader, batch_size=None, num_workers=N)`: worker `w` of `n` then takes the share of
-    rank `rank * n + w` of `world_size * n`, so that every sample comes exactly once. Workers that are started anew
-    for each epoch begin where this process's loader stands, so call `set_epoch` before each `for`, as with
-    torch's `DistributedSampler` (or say `persistent_workers=True`).
+    `torch.utils.data.DataLoader(loader, batch_size=None, num_workers=N)`: worker `w` of `n` then takes the
+    share of rank `rank * n + w` of `world_size * n`, so that every sample comes exactly once. Workers that
+    are started anew for each epoch begin where this process's loader stands, so call `set_epoch` before each
+    `for`, as with torch's `DistributedSampler` (or say `persistent_workers=True`).
 
     Args:
-        path_or_name: a dataset's directory or file, or the name of one the daemon serves. A string is a path if it
-            exists or has a `/` in it.
+        path_or_name: a dataset's directory or file, or the name of one the daemon serves. A string is a path
+            if it exists or has a `/` in it.
         batch_size: samples in a batch, `B`.
         windows: stream name to `Window`; absent: every numeric stream at the anchor itself.
         delta_timestamps: LeRobot's own form, stream name to seconds, each taken as `round(dt * fps)` frames.
             Not together with `windows`.
-        features: further streams to deliver at the anchor; absent: all with `delta_timestamps`, none with `windows`.
+        features: further streams to deliver at the anchor; absent: all with `delta_timestamps`, none with
+            `windows`.
         manifest: path of a `robocache.toml`, or its content as a dict, for a dataset that carries none.
         anchors: `"frames"`, `"episodes"` or `Every(hz=)`: what the samples are built around.
         anchor_stream: the stream whose frames are the anchors, where the dataset has no frames of its own.
         device: `"cpu"`, the only one this version serves.
-        dtype: what floating streams are cast to, `"float32"`, `"bfloat16"`, `"float16"` or `"float64"`; or a dict of
-            stream name to dtype, in which `"default"` stands for all others. Integers and booleans keep theirs.
+        dtype: what floating streams are cast to, `"float32"`, `"bfloat16"`, `"float16"` or `"float64"`; or a
+            dict of stream name to dtype, in which `"default"` stands for all others. Integers and booleans
+            keep theirs.
         framework: `"torch"`, `"jax"` or `"numpy"`; absent: torch if it can be imported, else numpy.
         shuffle: a new order each epoch, the same for the same `seed` and epoch.
         seed: of the order.
         drop_last: leave out what does not fill a batch on every rank.
         episodes: `episode_index` values to draw from; absent: all.
-        rank, world_size: this process's share; both or neither. Absent: torch.distributed where it is initialised,
-            else the environment's RANK and WORLD_SIZE, else one rank.
+        rank, world_size: this process's share; both or neither. Absent: torch.distributed where it is
+            initialised, else the environment's RANK and WORLD_SIZE, else one rank.
         slots: batches the ring holds; at least 2.
-        socket: the daemon's; absent: $ROBOCACHE_SOCKET, the default path, else a daemon of this process's own.
+        socket: the daemon's; absent: $ROBOCACHE_SOCKET, the default path, else a daemon of this process's
+            own.
 
     Raises:
         RequestError: an argument that cannot be (also a `ValueError`).
@@ -146,10 +148,14 @@ class DataLoader:
         self._closed = False
         self._told = False
         self._near: str | None = None
+        self._finalizer: weakref.finalize[Any, DataLoader] | None = None
         self._forget()
 
     def _forget(self) -> None:
-        """Not attached, in this process."""
+        """Not attached, in this process. A forked child lets go what it inherited; its parent never feels it."""
+        if self._finalizer is not None:
+            self._finalizer.detach()
+        self._finalizer = None
         self._pid = os.getpid()
         self._lock = threading.RLock()
         self._native: _robocache.Loader | None = None
@@ -200,7 +206,8 @@ class DataLoader:
             self._info = info
             self._near = native.socket()
             self._native = native
-            weakref.finalize(self, _close, native, os.getpid())
+            # Also at exit, so that an embedded daemon is stopped and its socket removed.
+            self._finalizer = weakref.finalize(self, _close, native, os.getpid())
             told, self._told = self._told, True
         if not told:
             for text in info["warnings"]:
@@ -210,9 +217,11 @@ class DataLoader:
     def close(self) -> None:
         """Detaches. Batches already handed out stay readable; everything else raises `LoaderClosed`."""
         self._closed = True
-        native, self._native = self._native, None
-        if native is not None and self._pid == os.getpid():
-            native.close()
+        if self._pid != os.getpid():
+            self._forget()
+        self._native = None
+        if self._finalizer is not None:
+            self._finalizer()
 
     def __enter__(self) -> DataLoader:
         return self
@@ -239,8 +248,8 @@ class DataLoader:
             native = self._attach()
         if run != self._run:
             raise RoboCacheError(
-                "this iterator is over: a newer `for`, set_epoch or load_state_dict moved its loader elsewhere; "
-                "take batches from the newest iterator only"
+                "this iterator is over: a newer `for`, set_epoch or load_state_dict moved its loader "
+                "elsewhere; take batches from the newest iterator only"
             )
         raw = native.next(epoch)
         if raw is None:
@@ -288,15 +297,15 @@ class DataLoader:
             self._move((epoch, 0))
 
     def state_dict(self) -> dict[str, Any]:
-        """Where to go on: batches handed out so far are done. Plain values, less than 1 KiB, on every rank."""
+        """Where to go on: batches handed out so far are done. Plain values, less than 1 KiB."""
         self._attach()
         spec, info = self._made_of["spec"], self._info
         epoch, consumed = self._position
         left = info["anchors"] - consumed
-        if left <= 0 or (info["drop_last"] and left < info["batch_size"] * info["world_size"]):
+        least = info["batch_size"] * info["world_size"] if info["drop_last"] else 1
+        if consumed and left < least:
             # Nothing is left of the epoch, for any rank: the next batch is the next epoch's first.
-            if consumed:
-                epoch, consumed = epoch + 1, 0
+            epoch, consumed = epoch + 1, 0
         return {
             "version": STATE_VERSION,
             "seed": spec["seed"],
@@ -311,7 +320,8 @@ class DataLoader:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes where `state` says: the next `for` delivers exactly what was left of that epoch.
 
-        The state must come from a loader of the same dataset, anchors, episodes, seed and shuffling. World size and
+        The state must come from a loader of the same dataset, anchors, episodes, seed and shuffling. World
+        size and
         batch size may differ: ranks go on together from the sample where the others stopped.
 
         Raises:
@@ -321,7 +331,9 @@ class DataLoader:
             raise StateError(f"a state is the dict that state_dict() returned, found {type(state).__name__}")
         missing = [key for key in ("version", "seed", "epoch", "consumed", "fingerprint") if key not in state]
         if missing:
-            raise StateError(f"the state lacks {', '.join(missing)}; it has {', '.join(map(str, state)) or 'nothing'}")
+            raise StateError(
+                f"the state lacks {', '.join(missing)}; it has {', '.join(map(str, state)) or 'nothing'}"
+            )
         if state["version"] != STATE_VERSION:
             raise StateError(
                 f"the state has version {state['version']!r}, this robocache reads version {STATE_VERSION}: "
@@ -337,8 +349,8 @@ class DataLoader:
             if state.get(key, mine) != mine:
                 what = "dataset, anchors or episodes" if key == "fingerprint" else key
                 raise StateError(
-                    f"the state is another loader's: its {key} is {state[key]!r}, this loader's {mine!r}; make the "
-                    f"loader with the same {what}"
+                    f"the state is another loader's: its {key} is {state[key]!r}, this loader's {mine!r}; "
+                    f"make the loader with the same {what}"
                 )
         self._move((_whole("epoch", state["epoch"]), _whole("consumed", state["consumed"])))
 
@@ -349,7 +361,11 @@ class DataLoader:
         """Batch keys in order: `dtype`, `shape` of one sample (without `B`) and `role` of each."""
         self._attach()
         return {
-            column["name"]: {"dtype": column["dtype"], "shape": tuple(column["shape"]), "role": _role(column["role"])}
+            column["name"]: {
+                "dtype": column["dtype"],
+                "shape": tuple(column["shape"]),
+                "role": _role(column["role"]),
+            }
             for column in self._info["columns"]
         }
 
@@ -360,7 +376,7 @@ class DataLoader:
         return {key: value for key, value in self._info.items() if key not in ("columns", "text_tables")}
 
     def stats(self) -> dict[str, Any]:
-        """The daemon's status now: datasets, loaders, memory and counters. Asks the daemon, so not for every step."""
+        """The daemon's status now: datasets, loaders, memory and counters. Not for every step: it asks."""
         answer: dict[str, Any] = json.loads(self._attach().status())
         return answer
 
@@ -415,7 +431,7 @@ def _role(role: str | dict[str, Any]) -> str:
 
 def _close(native: _robocache.Loader, pid: int) -> None:
     # A forked child that exits the ordinary way must not detach its parent.
-    if os.getpid() == pid and not sys.is_finalizing():
+    if os.getpid() == pid:
         native.close()
 
 

@@ -1,6 +1,7 @@
 """The loader's arguments, checked and made into the wire's `LoaderSpec`, which travels as JSON.
 
-Only what is wrong whatever the dataset is refused here, early and without a daemon; the daemon judges the rest.
+Only what is wrong whatever the dataset is refused here, early and without a daemon; the daemon judges the
+rest.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def loader_spec(
     world_size: int,
     slots: int,
 ) -> tuple[dict[str, Any], str | None]:
-    """The spec as JSON-able values, and the manifest: JSON text if it was a dict, which the native side makes TOML."""
+    """The spec as JSON-able values; apart from it, as JSON, a manifest that was a dict (it becomes TOML)."""
     if windows is not None and delta_timestamps is not None:
         raise RequestError("windows= and delta_timestamps= say the same thing in two ways: give one of them")
     default, dtypes = _dtype(dtype)
@@ -72,9 +73,11 @@ def loader_spec(
 
 
 def distributed(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    """This process's rank: as given, else torch.distributed's, else the environment's (torchrun), else 0 of 1."""
+    """This rank: as given, else torch.distributed's, else the environment's (torchrun), else 0 of 1."""
     if (rank is None) != (world_size is None):
-        raise RequestError(f"rank= and world_size= go together, found rank={rank!r}, world_size={world_size!r}")
+        raise RequestError(
+            f"rank= and world_size= go together, found rank={rank!r}, world_size={world_size!r}"
+        )
     if rank is None or world_size is None:
         # Not imported here: where nobody imported it, nobody initialised it.
         group = sys.modules.get("torch.distributed")
@@ -88,7 +91,7 @@ def distributed(rank: int | None, world_size: int | None) -> tuple[int, int]:
         except ValueError as error:
             raise RequestError(
                 f"the environment's RANK and WORLD_SIZE must be whole numbers, both or neither; found "
-                f"RANK={found[0]!r}, WORLD_SIZE={found[1]!r}: set both, unset both, or give rank= and world_size="
+                f"RANK={found[0]!r}, WORLD_SIZE={found[1]!r}: set both or none, or give rank= and world_size="
             ) from error
     world_size = _count("world_size", world_size, 1, 2**32)
     rank = _count("rank", rank, 0, 2**32)
@@ -116,7 +119,9 @@ def _manifest(manifest: PathArg | Mapping[str, Any] | None) -> tuple[str | None,
         try:
             return None, json.dumps(manifest, allow_nan=False)
         except (TypeError, ValueError) as error:
-            raise RequestError(f"the manifest must be of tables, lists, text, numbers and booleans: {error}") from error
+            raise RequestError(
+                f"the manifest must be of tables, lists, text, numbers and booleans: {error}"
+            ) from error
     if not isinstance(manifest, (str, os.PathLike)):
         raise RequestError(f"manifest must be a path or a dict, found {manifest!r}")
     path = os.path.expanduser(os.fspath(manifest))
@@ -138,7 +143,7 @@ def _windows(windows: Windows) -> list[tuple[str, dict[str, Any]]]:
     return [(_name("windows", key), window._spec()) for key, window in windows.items()]
 
 
-def _deltas(deltas: StreamOffsets) -> list[tuple[str, list[float]]]:
+def _deltas(deltas: Mapping[str, Any]) -> list[tuple[str, list[float]]]:
     if not isinstance(deltas, Mapping):
         raise RequestError(f"delta_timestamps must be a dict of stream name to seconds, found {deltas!r}")
     made = []
@@ -178,8 +183,8 @@ def _device(device: str | None) -> str:
         return "cpu"
     if isinstance(device, str) and device.split(":")[0] == "cuda":
         raise RequestError(
-            f'device={device!r}: this version of robocache serves device="cpu" only; leave device= out and move '
-            'batches with .to("cuda", non_blocking=True)'
+            f'device={device!r}: this version of robocache serves device="cpu" only; leave device= out and '
+            'move batches with .to("cuda", non_blocking=True)'
         )
     raise RequestError(f'device must be "cpu", found {device!r}')
 
@@ -192,7 +197,9 @@ def _episodes(episodes: Iterable[int]) -> list[int]:
         if isinstance(value, bool) or not hasattr(value, "__index__"):
             raise RequestError(f"episodes must be whole numbers (episode_index values), found {value!r}")
     if not chosen:
-        raise RequestError("episodes is empty, so there would be nothing to load: leave it out for all episodes")
+        raise RequestError(
+            "episodes is empty, so there would be nothing to load: leave it out for all episodes"
+        )
     return [value.__index__() for value in chosen]
 
 

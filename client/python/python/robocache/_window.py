@@ -13,7 +13,7 @@ INTERPS = ("linear", "nearest", "previous", "slerp")
 
 
 def _finite(name: str, value: Any, why: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) and not hasattr(value, "__float__"):
+    if isinstance(value, bool) or (not isinstance(value, (int, float)) and not hasattr(value, "__float__")):
         raise RequestError(f"{name} must be a number of {why}, found {value!r}")
     number = float(value)
     if not math.isfinite(number):
@@ -26,8 +26,9 @@ class Window:
     """Time offsets from the anchor for one stream.
 
     Either a grid, `start + k / hz` for `k < steps`, or explicit offsets `at=`; all in seconds. A batch has
-    `[B, T, D]` for a window of `T` offsets over a stream of `D` elements a row (`[B, T]` for a scalar stream), and
-    `<key>_is_pad`, `[B, T]` bool, that is true where the offset fell outside the episode or into a gap.
+    `[B, T, D]` for a window of `T` offsets over a stream of `D` elements a row (`[B, T]` for a scalar
+    stream), and `<key>_is_pad`, `[B, T]` bool, that is true where the offset fell outside the episode or into
+    a gap.
 
     Args:
         hz: steps a second; positive.
@@ -86,7 +87,9 @@ class Window:
         if max_gap is not None:
             max_gap = _finite("max_gap", max_gap, "seconds")
             if max_gap <= 0:
-                raise RequestError(f"max_gap must be positive seconds, found {max_gap!r}; None allows any gap")
+                raise RequestError(
+                    f"max_gap must be positive seconds, found {max_gap!r}; None allows any gap"
+                )
         for name, value in {
             "hz": hz,
             "steps": steps,
@@ -101,7 +104,9 @@ class Window:
         if self.at is not None:
             parts = [f"at={list(self.at)}"]
         else:
-            parts = [f"hz={self.hz:g}", f"steps={self.steps}"] + ([f"start={self.start:g}"] if self.start else [])
+            parts = [f"hz={self.hz:g}", f"steps={self.steps}"] + (
+                [f"start={self.start:g}"] if self.start else []
+            )
         if self.interp is not None:
             parts.append(f"interp={self.interp!r}")
         if self.max_gap is not None:

@@ -1,4 +1,4 @@
-"""Torch's side: views as tensors, and the loader as an `IterableDataset`. The only file that imports torch."""
+"""Torch's side: views as tensors, the loader as an `IterableDataset`. The only file that imports torch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.dlpack import from_dlpack
 
 from ._batch import Batch
 from ._loader import DataLoader
@@ -15,13 +16,14 @@ if TYPE_CHECKING:
 
 
 def view(tensor: _robocache.Tensor) -> torch.Tensor:
-    """The column as a tensor over the slot's own memory, which is mapped read-only: `clone()` before a write."""
-    made: torch.Tensor = torch.from_dlpack(tensor)
+    """The column as a tensor over the slot's own memory, mapped read-only: `clone()` before a write."""
+    made: torch.Tensor = from_dlpack(tensor)
     return made
 
 
 class TorchDataLoader(DataLoader, IterableDataset[Batch]):
-    """What `robocache.DataLoader(framework="torch")` is: the same loader, which torch's DataLoader also takes.
+    """What `robocache.DataLoader(framework="torch")` is: the same loader, which torch's DataLoader also
+    takes.
 
     In worker `w` of `n` it is the loader of rank `rank * n + w` of `world_size * n`.
     """
