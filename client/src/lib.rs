@@ -1,1 +1,43 @@
-//! Outline.
+//! Client of `robocached`: attach, lease batches, release them.
+//!
+//! ```no_run
+//! use robocache::{Loader, Window};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let mut loader = Loader::builder("/data/my_robot")
+//!     .batch_size(64)
+//!     .window("action", Window::new(50.0, 50))
+//!     .window("gripper", Window::at([0.0]))
+//!     .shuffle(true)
+//!     .connect()?;
+//! for batch in &mut loader {
+//!     let batch = batch?;
+//!     let action = batch.tensor("action")?; // [64, 50, dim], in the ring: no copy was made
+//!     println!("{:?} {:?}", action.shape(), &action.as_slice::<f32>()?[..4]);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A [`Batch`] is a view of memory that the daemon wrote; dropping it gives the slot back. Where no daemon runs, one
+//! is started for this process (see [`LoaderBuilder::embedded`]).
+
+pub mod admin;
+mod batch;
+mod builder;
+mod connect;
+mod embedded;
+mod error;
+mod loader;
+mod text;
+
+pub use batch::{Batch, Element, Tensor};
+pub use builder::{Anchors, LoaderBuilder, Window};
+pub use error::{ColumnError, ConnectError, EmbeddedError, LoaderError, Named};
+pub use loader::{Loader, Next};
+pub use robocache_types::{DType, Interp};
+pub use robocache_wire::fds::default_socket_path;
+pub use robocache_wire::message::RefusalCode;
+pub use robocache_wire::ring::Occupancy;
+pub use robocache_wire::spec::{ColumnInfo, ColumnRole, LoaderInfo, Position, TextTableInfo};
+pub use text::TextTable;
