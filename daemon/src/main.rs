@@ -1,1 +1,7 @@
-fn main() {}
+//! `robocached`: see `cli`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    robocached::cli::main()
+}
