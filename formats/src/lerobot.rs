@@ -5,10 +5,9 @@
 //! read. That first look also decides the clock, see [`crate::lerobot_clock`].
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use robocache_types::{Clock, DType};
 
@@ -16,7 +15,8 @@ use crate::dataset::{EpisodeInfo, Layout, Stream, StreamKind, StreamSchema, Text
 use crate::error::{OpenError, ReadError};
 use crate::layout::LayoutReader;
 use crate::lerobot_clock::{Rows, examine};
-use crate::lerobot_meta::{EpisodeMeta, Feature, Meta, metadata};
+use crate::lerobot_files::{DataFile, Place, place};
+use crate::lerobot_meta::{EpisodeMeta, Feature, Meta};
 use crate::table::{Table, TableCache};
 use crate::text::{TextCache, codes, distinct};
 use crate::values::{Holds, Origin, elements, holds, numbers};
@@ -39,36 +39,21 @@ pub(crate) struct LeRobot {
     warned: Warned,
 }
 
-#[derive(Debug, Clone)]
-struct Place {
-    file: usize,
-    rows: Range<usize>,
-}
-
-#[derive(Debug)]
-struct DataFile {
-    /// Relative to the root.
-    path: PathBuf,
-    size_bytes: u64,
-    rows: usize,
-    /// By first row.
-    episodes: Vec<usize>,
-    /// Set by the first look: the clocks (in the order of `episodes`) that are the frame grid, and nothing where
-    /// an episode's stamps are its own or something is wrong with it.
-    grids: OnceLock<Vec<Option<Clock>>>,
-}
-
 impl LeRobot {
     pub(crate) fn open(root: &Path) -> Result<Self, OpenError> {
-        let Meta { version, fps, features, episodes, tasks, mut warnings } = Meta::load(root)?;
-        let (files, places) = place(root, &episodes)?;
+        let mut meta = Meta::load(root)?;
         let tables = TableCache::default();
+        let (files, places) = place(root, &mut meta, &tables)?;
+        let Meta { version, fps, features, episodes, tasks, mut warnings, .. } = meta;
         let first = tables.open(&root.join(&files[places[0].file].path))?;
         let streams = streams(&features, first.as_ref(), &mut warnings)?;
         missing_videos(root, &episodes, &mut warnings);
         let info = |(meta, place): (&EpisodeMeta, &Place)| EpisodeInfo {
             index: meta.index,
-            name: format!("{}, rows {} to {}", meta.file.display(), place.rows.start, place.rows.end),
+            name: {
+                let file = files[place.file].path.display();
+                format!("{file}, rows {} to {}", place.rows.start, place.rows.end)
+            },
             frames: Some(meta.length),
             first_frame: Some(meta.first_frame),
         };
@@ -78,8 +63,8 @@ impl LeRobot {
             fps,
             streams,
             episodes: episodes.iter().zip(&places).map(info).collect(),
-            places,
             files,
+            places,
             tasks,
             warnings,
             tables,
@@ -262,41 +247,6 @@ impl LayoutReader for LeRobot {
             Ok(())
         })
     }
-}
-
-/// The files that episodes lie in, and the rows of each. Episodes of a file must fill it without gap or overlap.
-fn place(root: &Path, episodes: &[EpisodeMeta]) -> Result<(Vec<DataFile>, Vec<Place>), OpenError> {
-    let mut files: Vec<DataFile> = Vec::new();
-    let mut by_path: HashMap<&Path, usize> = HashMap::new();
-    for (position, episode) in episodes.iter().enumerate() {
-        let file = *by_path.entry(&episode.file).or_insert(files.len());
-        if file == files.len() {
-            let path = root.join(&episode.file);
-            let size_bytes = fs::metadata(&path)
-                .map_err(|source| OpenError::MissingFile { path, episode: episode.index, source })?
-                .len();
-            let grids = OnceLock::new();
-            files.push(DataFile { path: episode.file.clone(), size_bytes, rows: 0, episodes: vec![], grids });
-        }
-        files[file].episodes.push(position);
-    }
-    let mut places = vec![Place { file: 0, rows: 0..0 }; episodes.len()];
-    for (number, file) in files.iter_mut().enumerate() {
-        file.episodes.sort_by_key(|episode| episodes[*episode].first_frame);
-        let mut next = episodes[file.episodes[0]].first_frame;
-        for position in &file.episodes {
-            let EpisodeMeta { index, length, first_frame, .. } = episodes[*position];
-            if first_frame != next {
-                let what =
-                    format!("episode {index} begins at frame {first_frame}, but its file goes on at {next}");
-                return Err(metadata(&root.join(&file.path), what));
-            }
-            places[*position] = Place { file: number, rows: file.rows..file.rows + length };
-            file.rows += length;
-            next += length as u64;
-        }
-    }
-    Ok((files, places))
 }
 
 /// What each feature is, by `info.json` and by the columns of the first data file.

@@ -26,6 +26,8 @@ pub(crate) struct Meta {
     /// In the order of the metadata; not empty.
     pub(crate) episodes: Vec<EpisodeMeta>,
     pub(crate) tasks: Vec<String>,
+    pub(crate) generation: Generation,
+    pub(crate) paths: Paths,
     pub(crate) warnings: Vec<String>,
 }
 
@@ -45,7 +47,7 @@ pub(crate) struct EpisodeMeta {
     pub(crate) length: usize,
     /// Global number of the first frame.
     pub(crate) first_frame: u64,
-    /// Data file relative to the root.
+    /// Data file relative to the root, by the metadata; see [`crate::lerobot_files`].
     pub(crate) file: PathBuf,
     /// Videos relative to the root, with their feature.
     pub(crate) videos: Vec<(String, PathBuf)>,
@@ -153,7 +155,16 @@ impl Meta {
         compare(&path, "total_episodes", info.total_episodes, episodes.len() as u64, &mut warnings);
         let frames = episodes.iter().map(|episode| episode.length as u64).sum();
         compare(&path, "total_frames", info.total_frames, frames, &mut warnings);
-        Ok(Self { version: info.codebase_version, fps: info.fps, features, episodes, tasks, warnings })
+        Ok(Self {
+            version: info.codebase_version,
+            fps: info.fps,
+            features,
+            episodes,
+            tasks,
+            generation,
+            paths,
+            warnings,
+        })
     }
 }
 

@@ -6,21 +6,25 @@
 mod arrow_ipc;
 mod contain;
 mod dataset;
+mod draft;
 mod draw;
 mod error;
 mod files;
 mod filter;
 mod fingerprint;
 mod frames;
+mod guess;
 mod layout;
 mod lerobot;
 mod lerobot_clock;
+mod lerobot_files;
 mod lerobot_meta;
 mod lerobot_v3;
 mod manifest;
 mod map;
 mod nested;
 mod parquet;
+mod stats;
 mod streams;
 mod table;
 mod tabular;
@@ -31,9 +35,11 @@ mod values;
 mod warnings;
 
 pub use dataset::*;
+pub use draft::draft_manifest;
 pub use error::{OpenError, ReadError};
 pub use filter::{FilterError, Wanted};
 pub use manifest::{Arrangement, FILE_NAME, FramesDecl, Manifest, ManifestError, StreamDecl, Time};
+pub use stats::{BINS, Gap, StreamStats, stats, stream_stats};
 pub use time::{Duplicates, Order, TimeError, Unit};
 
 // Columns are handed on as they lie in Arrow buffers, which are in the host's order.

@@ -78,6 +78,15 @@ impl Template {
         Ok(Self { text: text.to_owned(), parts })
     }
 
+    /// A glob pattern of every path it can make.
+    pub(crate) fn pattern(&self) -> String {
+        let part = |part: &Part| match part {
+            Part::Text(text) => glob::Pattern::escape(text),
+            Part::Field { .. } => "*".to_owned(),
+        };
+        self.parts.iter().map(part).collect()
+    }
+
     /// The path these values make, relative to the dataset.
     pub(crate) fn fill(&self, values: &[(&str, Fill<'_>)]) -> Result<PathBuf, TemplateError> {
         let wrong = |what: String| TemplateError { template: self.text.clone(), what };

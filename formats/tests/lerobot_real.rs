@@ -41,7 +41,11 @@ fn v21_and_v30_of_the_same_episodes_are_equal_bit_for_bit() {
                     (a.values.dtype, a.values.dim, a.values.rows),
                     (b.values.dtype, b.values.dim, b.values.rows)
                 );
-                assert_eq!(a.values.buffer.as_slice(), b.values.buffer.as_slice(), "{name} of episode {episode}");
+                assert_eq!(
+                    a.values.buffer.as_slice(),
+                    b.values.buffer.as_slice(),
+                    "{name} of episode {episode}"
+                );
             }
             frames += new_episode[0].values.rows;
         }
@@ -69,7 +73,10 @@ fn metadata_is_what_info_json_says() {
     assert_eq!(warnings.len(), 1, "{warnings:?}");
     assert!(warnings[0].contains("99 of 100 files are missing"), "{warnings:?}");
     let new = open("g1_v30_conv");
-    assert_eq!(new.warnings(), Vec::<String>::new());
+    // LeRobot's converter counts the first episode of each later file to the file before.
+    let warnings = new.warnings();
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(warnings[0].contains("wrong data file for 4 of 100 episodes"), "{warnings:?}");
     assert_eq!(new.units().len(), 5);
     assert_eq!(new.tasks(), old.tasks());
     assert_ne!(new.fingerprint(), old.fingerprint());
