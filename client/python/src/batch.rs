@@ -59,7 +59,7 @@ impl Batch {
     /// Dtype and shape of a column, for people.
     fn describe(&self, key: &str) -> PyResult<String> {
         if let Some(ColumnRole::Text { .. }) = self.role(key) {
-            return Ok(format!("text[{}]", self.leased.rows()));
+            return Ok(format!("text{:?}", self.leased.raw(key).map_err(column_error)?.shape()));
         }
         let tensor = self.leased.tensor(key).map_err(column_error)?;
         Ok(format!("{}{:?}", tensor.dtype(), tensor.shape()))
@@ -69,14 +69,19 @@ impl Batch {
     fn column<'py>(&self, py: Python<'py>, key: &str) -> PyResult<Bound<'py, PyAny>> {
         if let Some(ColumnRole::Text { .. }) = self.role(key) {
             let texts = self.leased.text(key).map_err(column_error)?;
-            return Ok(PyList::new(py, texts)?.into_any());
+            let steps = texts.len() / self.leased.rows().max(1);
+            if self.leased.raw(key).map_err(column_error)?.shape().len() == 1 {
+                return Ok(PyList::new(py, texts)?.into_any());
+            }
+            // A window over a text stream: a list of its steps for each sample.
+            return Ok(PyList::new(py, texts.chunks(steps.max(1)))?.into_any());
         }
         let tensor = self.leased.tensor(key).map_err(column_error)?;
         let shape: Result<Vec<i64>, _> = tensor.shape().into_iter().map(i64::try_from).collect();
         let shape = shape.map_err(|error| PyValueError::new_err(format!("column {key:?}: {error}")))?;
         let dtype = tensor.dtype();
-        let bytes_of = |leased: &robocache::Batch| leased.tensor(key).map(|tensor| tensor.bytes());
-        let tensor = Tensor::over(&self.leased, dtype, shape, bytes_of).map_err(column_error)?;
+        let tensor = Tensor::over(&self.leased, dtype, shape, |leased| Ok(leased.tensor(key)?.bytes()))
+            .map_err(column_error)?;
         Ok(Bound::new(py, tensor)?.into_any())
     }
 

@@ -162,7 +162,8 @@ impl Tensor {
             (Arc::clone(&self.keeper), self.data, READ_ONLY)
         };
         let (code, bits) = type_code(self.dtype);
-        let ndim = i32::try_from(self.shape.len()).map_err(|_| PyBufferError::new_err("too many dimensions"))?;
+        let ndim = i32::try_from(self.shape.len())
+            .map_err(|error| PyBufferError::new_err(format!("dimensions: {error}")))?;
         let tensor = DlTensor {
             data: data.cast_mut().cast(),
             device_type: CPU.0,
@@ -204,7 +205,8 @@ impl Tensor {
     #[staticmethod]
     fn from_bytes(data: &[u8], dtype: &str, shape: Vec<i64>) -> PyResult<Self> {
         let dtype: DType = dtype.parse().map_err(|error| PyValueError::new_err(format!("{error}")))?;
-        let elements = shape.iter().try_fold(1_usize, |product, &dim| product.checked_mul(usize::try_from(dim).ok()?));
+        let elements =
+            shape.iter().try_fold(1_usize, |product, &dim| product.checked_mul(usize::try_from(dim).ok()?));
         let wanted = elements.and_then(|elements| elements.checked_mul(dtype.size_bytes()));
         if wanted != Some(data.len()) {
             return Err(PyValueError::new_err(match wanted {
@@ -258,7 +260,9 @@ impl Tensor {
         copy: Option<bool>,
     ) -> PyResult<Py<PyAny>> {
         if stream.is_some() {
-            return Err(PyBufferError::new_err("this tensor is in host memory, which has no streams: stream=None"));
+            return Err(PyBufferError::new_err(
+                "this tensor is in host memory, which has no streams: stream=None",
+            ));
         }
         if dl_device.is_some_and(|wanted| wanted != CPU) {
             return Err(PyBufferError::new_err(

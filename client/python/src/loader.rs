@@ -136,7 +136,9 @@ impl Loader {
 
     /// The daemon's status, as JSON, over a connection of its own.
     fn status(&self, py: Python<'_>) -> PyResult<String> {
-        let value = py.detach(|| robocache::admin::status(&self.socket)).map_err(|error| errors::of_connect(&error))?;
+        let value = py
+            .detach(|| robocache::admin::status(&self.socket))
+            .map_err(|error| errors::of_connect(&error))?;
         Ok(value.to_string())
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-import time
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,19 +40,25 @@ class Daemon:
 
     def __init__(self, program: str, folder: Path, *args: str) -> None:
         self.socket = str(folder / "robocached.sock")
-        self.log = folder / "robocached.log"
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [program, "serve", "--socket", self.socket, *args],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-        # Until it listens; the test's own time limit ends a daemon that never does.
-        while not os.path.exists(self.socket):
-            if self.process.poll() is not None:
-                raise RuntimeError(f"robocached ended with {self.process.returncode}: {self.log.read_text()}")
-            time.sleep(0.01)
+        self.log: list[str] = []
+        self.process = subprocess.Popen(
+            [program, "serve", "--socket", self.socket, *args],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        # It says so once it listens.
+        if not any("serving" in line for line in self._lines()):
+            raise RuntimeError(f"robocached ended with {self.process.wait()}: {''.join(self.log)}")
+        self._reader = threading.Thread(target=lambda: sum(1 for _ in self._lines()))
+        self._reader.start()
+
+    def _lines(self) -> Iterator[str]:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.log.append(line)
+            yield line
 
     @property
     def pid(self) -> int:
@@ -60,11 +66,17 @@ class Daemon:
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.wait()
+        self._ended()
 
     def stop(self) -> None:
         self.process.terminate()
+        self._ended()
+
+    def _ended(self) -> None:
         self.process.wait()
+        self._reader.join()
+        assert self.process.stderr is not None
+        self.process.stderr.close()
 
 
 @pytest.fixture(scope="session")
@@ -74,7 +86,7 @@ def daemon(daemon_program: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
     running = Daemon(daemon_program, folder)
     yield running
     running.stop()
-    assert running.process.returncode == 0, running.log.read_text()
+    assert running.process.returncode == 0, "".join(running.log)
 
 
 @pytest.fixture

@@ -152,7 +152,7 @@ class DataLoader:
         self._forget()
 
     def _forget(self) -> None:
-        """Not attached, in this process. A forked child lets go what it inherited; its parent never feels it."""
+        """Not attached, in this process. A forked child lets go what it inherited, unfelt by its parent."""
         if self._finalizer is not None:
             self._finalizer.detach()
         self._finalizer = None
@@ -197,9 +197,14 @@ class DataLoader:
                 program=for_embedded(),
             )
             info = json.loads(native.info())
-            dtypes = {column["dtype"] for column in info["columns"]}
+            dtypes = {column["name"]: column["dtype"] for column in info["columns"]}
             try:
-                self._view = _frameworks.view_for(self._made_of["framework"], dtypes)
+                for key, _ in spec["dtypes"]:
+                    if key not in dtypes:
+                        raise RequestError(
+                            f"dtype names {key!r}, which is no column of a batch: {', '.join(dtypes)}"
+                        )
+                self._view = _frameworks.view_for(self._made_of["framework"], set(dtypes.values()))
             except BaseException:
                 native.close()
                 raise
