@@ -12,6 +12,7 @@ use crate::error::{OpenError, ReadError};
 use crate::fingerprint::fingerprint;
 use crate::layout::LayoutReader;
 use crate::lerobot::LeRobot;
+use crate::stats::Raw;
 
 /// How a dataset lies on disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -215,6 +216,13 @@ impl Dataset {
             return Err(ReadError::NotText { stream: schema.name.clone(), found });
         }
         self.reader.texts(stream)
+    }
+
+    /// The rows of a stream as stored, for reports.
+    pub(crate) fn raw(&self, episode: usize, stream: usize) -> Result<Raw, ReadError> {
+        self.check_episode(episode)?;
+        self.check_stream(stream)?;
+        self.reader.raw(episode, stream)
     }
 
     fn check_episode(&self, position: usize) -> Result<(), ReadError> {

@@ -22,6 +22,7 @@ use crate::dataset::{Stream, StreamKind, StreamSchema, Values};
 use crate::error::{OpenError, ReadError};
 use crate::filter::{Wanted, check, narrow};
 use crate::manifest::{ManifestError, StreamDecl, Time};
+use crate::stats::Raw;
 use crate::table::Table;
 use crate::text::{codes, distinct};
 use crate::time::{Duplicates, Order, Pick, Site, settle, stamps_ns};
@@ -295,8 +296,8 @@ impl Loaded {
         })
     }
 
-    /// Settles which rows make up the streams of an axis, and when each was taken.
-    pub(crate) fn settle(&self, axis: &Axis) -> Result<Rows, ReadError> {
+    /// Which of the rows decoded pass the filter.
+    fn keep(&self, axis: &Axis) -> Result<Vec<bool>, ReadError> {
         let mut keep = vec![true; self.rows()];
         for (column, wanted) in &axis.filter {
             let mut at = 0;
@@ -306,6 +307,46 @@ impl Loaded {
                 at += chunk.len();
             }
         }
+        Ok(keep)
+    }
+
+    /// Rows and stamps as they are stored, of the rows that pass the filter; says which those are. Stamps that are none
+    /// are left out.
+    pub(crate) fn raw_stamps(&self, axis: &Axis, raw: &mut Raw) -> Result<Vec<bool>, ReadError> {
+        let keep = self.keep(axis)?;
+        raw.rows = keep.iter().filter(|keep| **keep).count();
+        match &axis.time {
+            Time::Rate(hz) => {
+                if let Ok(clock) = UniformClock::new(0, *hz, raw.rows) {
+                    let clock = Clock::Uniform(clock);
+                    raw.stamps = (0..raw.rows).map(|row| clock.t_ns(row)).collect();
+                }
+            }
+            Time::Column { column, unit } => {
+                let site = Site { path: &self.path, column };
+                for chunk in narrowed(self.column(column)?, &keep, axis.filter.is_empty(), &self.path)? {
+                    match stamps_ns(&chunk, *unit, site, &|row| row) {
+                        Ok(stamps) => raw.stamps.extend(stamps),
+                        Err(_one_is_bad) => {
+                            let each = (0..chunk.len()).map(|row| chunk.slice(row, 1));
+                            let good = each.filter_map(|one| stamps_ns(&one, *unit, site, &|row| row).ok());
+                            raw.stamps.extend(good.flatten());
+                        }
+                    }
+                }
+            }
+        }
+        Ok(keep)
+    }
+
+    /// A column without the rows that a filter leaves out.
+    pub(crate) fn kept_chunks(&self, column: &str, keep: &[bool]) -> Result<Vec<ArrayRef>, ReadError> {
+        narrowed(self.column(column)?, keep, keep.iter().all(|keep| *keep), &self.path)
+    }
+
+    /// Settles which rows make up the streams of an axis, and when each was taken.
+    pub(crate) fn settle(&self, axis: &Axis) -> Result<Rows, ReadError> {
+        let keep = self.keep(axis)?;
         let every_row = axis.filter.is_empty();
         let kept = keep.iter().filter(|keep| **keep).count();
         if kept == 0 {

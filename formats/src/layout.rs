@@ -10,6 +10,7 @@ use robocache_types::Clock;
 
 use crate::dataset::{EpisodeInfo, Layout, Stream, StreamSchema, TextTable};
 use crate::error::ReadError;
+use crate::stats::{Raw, strict};
 
 pub(crate) trait LayoutReader: Debug + Send + Sync {
     fn layout(&self) -> &Layout;
@@ -37,4 +38,9 @@ pub(crate) trait LayoutReader: Debug + Send + Sync {
     fn span(&self, episode: usize) -> Result<(i64, i64), ReadError>;
     /// Distinct strings of a text stream over all episodes, sorted; kept by the reader (see `values::TextCache`).
     fn texts(&self, stream: usize) -> Result<TextTable, ReadError>;
+    /// Rows of a stream as stored, for reports on data that a strict read refuses. Layouts that have no other way
+    /// read strictly.
+    fn raw(&self, episode: usize, stream: usize) -> Result<Raw, ReadError> {
+        strict(self, episode, stream)
+    }
 }

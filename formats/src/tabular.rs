@@ -18,6 +18,7 @@ use crate::draw::{Axis, Bound, Loaded};
 use crate::error::{OpenError, ReadError};
 use crate::layout::LayoutReader;
 use crate::manifest::Manifest;
+use crate::stats::Raw;
 use crate::table::{Table, TableCache};
 use crate::text::TextCache;
 use crate::warnings::Warned;
@@ -204,6 +205,26 @@ impl<P: Places + 'static> LayoutReader for Tabular<P> {
         // A manifest without streams does not open.
         let span = span.ok_or(ReadError::NoSuchStream { position: 0, streams: 0 })?;
         Ok(*self.spans[episode].get_or_init(|| span))
+    }
+
+    fn raw(&self, episode: usize, stream: usize) -> Result<Raw, ReadError> {
+        let drawn = &self.opened.streams[stream];
+        let mut columns: BTreeSet<&str> = self.opened.places.clock_columns(drawn).into_iter().collect();
+        if !matches!(self.schemas[stream].kind, StreamKind::Opaque { .. }) {
+            columns.extend(drawn.bound.columns.iter().map(|(column, _)| column.as_str()));
+        }
+        let mut loaded = self.load(&[episode], drawn.group, &columns)?;
+        let loaded = loaded
+            .pop()
+            .ok_or(ReadError::NoSuchEpisode { position: episode, episodes: self.opened.episodes.len() })?;
+        let mut raw = Raw::default();
+        let chunks = loaded.raw_stamps(&drawn.axis, &mut raw)?;
+        if !matches!(self.schemas[stream].kind, StreamKind::Opaque { .. }) {
+            for (column, _) in &drawn.bound.columns {
+                loaded.kept_chunks(column, &chunks)?.iter().for_each(|chunk| raw.elements.count(chunk));
+            }
+        }
+        Ok(raw)
     }
 
     fn texts(&self, stream: usize) -> Result<TextTable, ReadError> {
