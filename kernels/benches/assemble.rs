@@ -51,16 +51,23 @@ fn calls(c: &mut Criterion) {
         let rows = kernel(Offsets::Rows((0..steps_i64).collect()), dim, DType::Float32);
         let times = Offsets::Times((0..steps_i64).map(|k| k * 1_000_000_000 / 30).collect());
         let times = kernel(times, dim, DType::Float32);
-        let between = Offsets::Times((0..steps_i64).map(|k| k * 1_000_000_000 / 30 + 9_000_000).collect());
-        let between = kernel(between, dim, DType::Float32);
         let stamped = stamps(&clock);
+        let shifts = || (0..steps_i64).map(|k| k * 1_000_000_000 / 30 + 9_000_000);
+        let between = kernel(Offsets::Times(shifts().collect()), dim, DType::Float32);
+        let between_bf16 = kernel(Offsets::Times(shifts().collect()), dim, DType::BFloat16);
+        let between_f16 = kernel(Offsets::Times(shifts().collect()), dim, DType::Float16);
+        let rows_bf16 = kernel(Offsets::Rows((0..steps_i64).collect()), dim, DType::BFloat16);
         for (label, kernel, clock) in [
+            ("times between, bfloat16", &between_bf16, &clock),
+            ("times between, float16", &between_f16, &clock),
+            ("rows, bfloat16", &rows_bf16, &clock),
             ("rows", &rows, &clock),
             ("times on the grid", &times, &clock),
             ("times on stamps", &times, &stamped),
             ("times between", &between, &clock),
             ("times between stamps", &between, &stamped),
         ] {
+            out.resize(kernel.out_bytes(), 1);
             group.bench_function(BenchmarkId::new(label, &name), |b| {
                 b.iter(|| {
                     let stream = StreamView { clock, data: black_box(&data) };
@@ -89,7 +96,7 @@ fn large(c: &mut Criterion) {
     ] {
         let offsets = Offsets::Times((0..250).map(|k| k * 20_000_000 + shift_ns).collect());
         let kernel = kernel(offsets, dim, to);
-        let mut outs = vec![0_u8; POOL_BYTES / kernel.out_bytes() * kernel.out_bytes()];
+        let mut outs = vec![1_u8; POOL_BYTES / kernel.out_bytes() * kernel.out_bytes()];
         let mut mask = vec![0; steps];
         let mut next = 0;
         let read = if shift_ns == 0 { source / 2 } else { source };
@@ -105,7 +112,8 @@ fn large(c: &mut Criterion) {
             });
         });
     }
-    let mut outs = vec![0_u8; POOL_BYTES / source * source];
+    // Ones, so that every page is there before the clock runs.
+    let mut outs = vec![1_u8; POOL_BYTES / source * source];
     let mut next = 0;
     group.throughput(Throughput::Bytes(2 * source as u64));
     group.bench_function("memcpy of the source", |b| {

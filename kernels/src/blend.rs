@@ -16,25 +16,97 @@ pub(crate) fn linear<From: Float, To: Float>(data: &[u8], dim: usize, picks: &[P
         let start = pick.row * dim;
         let before = &data[start..start + dim];
         if pick.weight == 0.0 {
-            for (out, &a) in out.iter_mut().zip(before) {
-                *out = From::wide(a).cast::<To>();
-            }
+            cast_row::<From, To>(before, out);
         } else {
             let after = &data[start + dim..start + 2 * dim];
-            let weight = From::Wide::weight(pick.weight);
-            for ((out, &a), &b) in out.iter_mut().zip(before).zip(after) {
-                *out = From::Wide::lerp(From::wide(a), From::wide(b), weight).cast::<To>();
-            }
+            lerp_row::<From, To>(before, after, From::Wide::weight(pick.weight), out);
         }
+    }
+}
+
+#[inline(always)]
+fn lerp_row<From: Float, To: Float>(
+    before: &[From::Raw],
+    after: &[From::Raw],
+    weight: From::Wide,
+    out: &mut [To::Raw],
+) {
+    let (before, after, out) = lerp_blocks::<16, From, To>(before, after, weight, out);
+    let (before, after, out) = lerp_blocks::<4, From, To>(before, after, weight, out);
+    lerp_blocks::<1, From, To>(before, after, weight, out);
+}
+
+/// As many blocks of `N` as there are; what is left comes back.
+///
+/// A block is loaded, computed and stored, each for itself: it overlaps nothing and has a known length, so that
+/// it compiles to full registers, without checks.
+#[inline(always)]
+fn lerp_blocks<'a, const N: usize, From: Float, To: Float>(
+    before: &'a [From::Raw],
+    after: &'a [From::Raw],
+    weight: From::Wide,
+    out: &'a mut [To::Raw],
+) -> (&'a [From::Raw], &'a [From::Raw], &'a mut [To::Raw]) {
+    let (befores, before) = before.as_chunks::<N>();
+    let (afters, after) = after.as_chunks::<N>();
+    let (outs, out) = out.as_chunks_mut::<N>();
+    for ((out, before), after) in outs.iter_mut().zip(befores).zip(afters) {
+        let (a, b) = (load_block::<N, From>(before), load_block::<N, From>(after));
+        let mut made = [To::Bits::default(); N];
+        for i in 0..N {
+            made[i] = From::Wide::lerp(From::wide(a[i]), From::wide(b[i]), weight).cast::<To>();
+        }
+        store_block::<N, To>(&made, out);
+    }
+    (before, after, out)
+}
+
+#[inline(always)]
+fn cast_row<From: Float, To: Float>(row: &[From::Raw], out: &mut [To::Raw]) {
+    let (row, out) = cast_blocks::<16, From, To>(row, out);
+    let (row, out) = cast_blocks::<4, From, To>(row, out);
+    cast_blocks::<1, From, To>(row, out);
+}
+
+/// As [`lerp_blocks`].
+#[inline(always)]
+fn cast_blocks<'a, const N: usize, From: Float, To: Float>(
+    row: &'a [From::Raw],
+    out: &'a mut [To::Raw],
+) -> (&'a [From::Raw], &'a mut [To::Raw]) {
+    let (rows, row) = row.as_chunks::<N>();
+    let (outs, out) = out.as_chunks_mut::<N>();
+    for (out, row) in outs.iter_mut().zip(rows) {
+        let values = load_block::<N, From>(row);
+        let mut made = [To::Bits::default(); N];
+        for i in 0..N {
+            made[i] = From::wide(values[i]).cast::<To>();
+        }
+        store_block::<N, To>(&made, out);
+    }
+    (row, out)
+}
+
+#[inline(always)]
+fn load_block<const N: usize, From: Float>(raw: &[From::Raw; N]) -> [From::Bits; N] {
+    let mut bits = [From::Bits::default(); N];
+    for i in 0..N {
+        bits[i] = From::load(raw[i]);
+    }
+    bits
+}
+
+#[inline(always)]
+fn store_block<const N: usize, To: Float>(bits: &[To::Bits; N], out: &mut [To::Raw; N]) {
+    for i in 0..N {
+        out[i] = To::store(bits[i]);
     }
 }
 
 /// Casts `data` to `out`, element by element.
 #[inline(always)]
 pub(crate) fn cast<From: Float, To: Float>(data: &[u8], out: &mut [u8]) {
-    for (out, &raw) in To::split_mut(out).iter_mut().zip(From::split(data)) {
-        *out = From::wide(raw).cast::<To>();
-    }
+    cast_row::<From, To>(From::split(data), To::split_mut(out));
 }
 
 /// As [`linear`], on the great circle between unit quaternions. Rows have 4 elements.
@@ -45,16 +117,14 @@ pub(crate) fn slerp<From: Float, To: Float>(data: &[u8], _dim: usize, picks: &[P
     let (data, out) = (From::split(data), To::split_mut(out));
     for (pick, out) in picks.iter().zip(out.chunks_exact_mut(4)) {
         let row = |row: usize| -> [f64; 4] {
-            std::array::from_fn(|element| From::wide(data[row * 4 + element]).to_f64())
+            std::array::from_fn(|element| From::wide(From::load(data[row * 4 + element])).to_f64())
         };
         if pick.weight == 0.0 {
-            for (out, &raw) in out.iter_mut().zip(&data[pick.row * 4..pick.row * 4 + 4]) {
-                *out = From::wide(raw).cast::<To>();
-            }
+            cast_row::<From, To>(&data[pick.row * 4..pick.row * 4 + 4], out);
         } else {
             let quaternion = great_circle(row(pick.row), row(pick.row + 1), pick.weight);
             for (out, value) in out.iter_mut().zip(quaternion) {
-                *out = To::from_f64(value);
+                *out = To::store(To::from_f64(value));
             }
         }
     }

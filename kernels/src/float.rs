@@ -8,16 +8,21 @@
 pub(crate) trait Float: 'static {
     /// One element's bytes.
     type Raw: Copy;
+    /// The same as a number. Loops load, compute and store apart: bytes among arithmetic keep the compiler from
+    /// vectorising.
+    type Bits: Copy + Default;
     /// The type its arithmetic is done in.
     type Wide: Wide;
 
     /// `bytes` as elements; a rest shorter than an element is left out.
     fn split(bytes: &[u8]) -> &[Self::Raw];
     fn split_mut(bytes: &mut [u8]) -> &mut [Self::Raw];
+    fn load(raw: Self::Raw) -> Self::Bits;
+    fn store(bits: Self::Bits) -> Self::Raw;
     /// The value, exactly.
-    fn wide(raw: Self::Raw) -> Self::Wide;
-    fn from_f32(value: f32) -> Self::Raw;
-    fn from_f64(value: f64) -> Self::Raw;
+    fn wide(bits: Self::Bits) -> Self::Wide;
+    fn from_f32(value: f32) -> Self::Bits;
+    fn from_f64(value: f64) -> Self::Bits;
 }
 
 /// What values are blended in.
@@ -28,7 +33,7 @@ pub(crate) trait Wide: Copy {
     fn lerp(a: Self, b: Self, weight: Self) -> Self;
     fn to_f64(self) -> f64;
     /// Rounds to `To`, once.
-    fn cast<To: Float>(self) -> To::Raw;
+    fn cast<To: Float>(self) -> To::Bits;
 }
 
 impl Wide for f32 {
@@ -49,7 +54,7 @@ impl Wide for f32 {
     }
 
     #[inline(always)]
-    fn cast<To: Float>(self) -> To::Raw {
+    fn cast<To: Float>(self) -> To::Bits {
         To::from_f32(self)
     }
 }
@@ -71,14 +76,15 @@ impl Wide for f64 {
     }
 
     #[inline(always)]
-    fn cast<To: Float>(self) -> To::Raw {
+    fn cast<To: Float>(self) -> To::Bits {
         To::from_f64(self)
     }
 }
 
 macro_rules! split {
-    ($size:literal) => {
-        type Raw = [u8; $size];
+    ($bits:ty) => {
+        type Raw = [u8; size_of::<$bits>()];
+        type Bits = $bits;
 
         #[inline(always)]
         fn split(bytes: &[u8]) -> &[Self::Raw] {
@@ -88,6 +94,16 @@ macro_rules! split {
         #[inline(always)]
         fn split_mut(bytes: &mut [u8]) -> &mut [Self::Raw] {
             bytes.as_chunks_mut().0
+        }
+
+        #[inline(always)]
+        fn load(raw: Self::Raw) -> $bits {
+            <$bits>::from_le_bytes(raw)
+        }
+
+        #[inline(always)]
+        fn store(bits: $bits) -> Self::Raw {
+            bits.to_le_bytes()
         }
     };
 }
@@ -99,52 +115,52 @@ pub(crate) enum Bf16 {}
 
 impl Float for f32 {
     type Wide = Self;
-    split!(4);
+    split!(u32);
 
     #[inline(always)]
-    fn wide(raw: Self::Raw) -> Self {
-        Self::from_le_bytes(raw)
+    fn wide(bits: Self::Bits) -> Self {
+        Self::from_bits(bits)
     }
 
     #[inline(always)]
-    fn from_f32(value: f32) -> Self::Raw {
-        value.to_le_bytes()
+    fn from_f32(value: f32) -> Self::Bits {
+        value.to_bits()
     }
 
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "rounding is what is asked for")]
-    fn from_f64(value: f64) -> Self::Raw {
-        (value as Self).to_le_bytes()
+    fn from_f64(value: f64) -> Self::Bits {
+        (value as Self).to_bits()
     }
 }
 
 impl Float for f64 {
     type Wide = Self;
-    split!(8);
+    split!(u64);
 
     #[inline(always)]
-    fn wide(raw: Self::Raw) -> Self {
-        Self::from_le_bytes(raw)
+    fn wide(bits: Self::Bits) -> Self {
+        Self::from_bits(bits)
     }
 
     #[inline(always)]
-    fn from_f32(value: f32) -> Self::Raw {
-        Self::from(value).to_le_bytes()
+    fn from_f32(value: f32) -> Self::Bits {
+        Self::from(value).to_bits()
     }
 
     #[inline(always)]
-    fn from_f64(value: f64) -> Self::Raw {
-        value.to_le_bytes()
+    fn from_f64(value: f64) -> Self::Bits {
+        value.to_bits()
     }
 }
 
 impl Float for F16 {
     type Wide = f32;
-    split!(2);
+    split!(u16);
 
     #[inline(always)]
-    fn wide(raw: Self::Raw) -> f32 {
-        let half = u32::from(u16::from_le_bytes(raw));
+    fn wide(bits: Self::Bits) -> f32 {
+        let half = u32::from(bits);
         // Exponent and mantissa in f32's places, then the exponents' bias by one exact product, which also
         // makes f16's subnormals normal. Infinity and NaN come out as 2^16 and more, and get f32's exponent.
         let scaled = f32::from_bits((half & 0x7fff) << 13) * f32::from_bits((254 - 15) << 23);
@@ -154,7 +170,7 @@ impl Float for F16 {
 
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "each result has 16 bits")]
-    fn from_f32(value: f32) -> Self::Raw {
+    fn from_f32(value: f32) -> Self::Bits {
         let bits = value.to_bits();
         let (magnitude, sign) = (bits & 0x7fff_ffff, (bits >> 16) & 0x8000);
         // Normal: rebias, add just under half of what is cut off, and 1 more where the kept part is odd.
@@ -166,37 +182,37 @@ impl Float for F16 {
         let special = if magnitude > 0x7f80_0000 { 0x7e00 } else { 0x7c00 };
         let finite = if magnitude < 113 << 23 { small } else { normal };
         let half = if magnitude >= 143 << 23 { special } else { finite };
-        ((half | sign) as u16).to_le_bytes()
+        (half | sign) as u16
     }
 
     #[inline(always)]
-    fn from_f64(value: f64) -> Self::Raw {
+    fn from_f64(value: f64) -> Self::Bits {
         Self::from_f32(odd_f32(value))
     }
 }
 
 impl Float for Bf16 {
     type Wide = f32;
-    split!(2);
+    split!(u16);
 
     #[inline(always)]
-    fn wide(raw: Self::Raw) -> f32 {
-        f32::from_bits(u32::from(u16::from_le_bytes(raw)) << 16)
+    fn wide(bits: Self::Bits) -> f32 {
+        f32::from_bits(u32::from(bits) << 16)
     }
 
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "each result has 16 bits")]
-    fn from_f32(value: f32) -> Self::Raw {
+    fn from_f32(value: f32) -> Self::Bits {
         let bits = value.to_bits();
         let odd = (bits >> 16) & 1;
         let rounded = bits.wrapping_add(0x7fff).wrapping_add(odd) >> 16;
         let nan = (bits >> 16) | 0x40;
         let brain = if bits & 0x7fff_ffff > 0x7f80_0000 { nan } else { rounded };
-        (brain as u16).to_le_bytes()
+        brain as u16
     }
 
     #[inline(always)]
-    fn from_f64(value: f64) -> Self::Raw {
+    fn from_f64(value: f64) -> Self::Bits {
         Self::from_f32(odd_f32(value))
     }
 }
@@ -228,15 +244,14 @@ mod tests {
     #[test]
     fn every_16_bit_value_widens_as_the_half_crate_says_and_comes_back() {
         for bits in 0..=u16::MAX {
-            let raw = bits.to_le_bytes();
             for (ours, theirs, back) in [
-                (F16::wide(raw), f16::from_bits(bits).to_f32_const(), F16::from_f32(F16::wide(raw))),
-                (Bf16::wide(raw), bf16::from_bits(bits).to_f32(), Bf16::from_f32(Bf16::wide(raw))),
+                (F16::wide(bits), f16::from_bits(bits).to_f32_const(), F16::from_f32(F16::wide(bits))),
+                (Bf16::wide(bits), bf16::from_bits(bits).to_f32(), Bf16::from_f32(Bf16::wide(bits))),
             ] {
                 if theirs.is_nan() {
                     assert!(ours.is_nan(), "{bits:#x}");
                 } else {
-                    assert_eq!((ours.to_bits(), back), (theirs.to_bits(), raw), "{bits:#x}");
+                    assert_eq!((ours.to_bits(), back), (theirs.to_bits(), bits), "{bits:#x}");
                 }
             }
         }
@@ -263,9 +278,9 @@ mod tests {
         fn casts_round_once_to_nearest_even(
             bits: u64, small in -26_i32..18, near: u16, off in -2_i64..3, brain: bool
         ) {
-            let around = if brain { f64::from(Bf16::wide(near.to_le_bytes())) } else { f64::from(F16::wide(near.to_le_bytes())) };
+            let around = if brain { f64::from(Bf16::wide(near)) } else { f64::from(F16::wide(near)) };
             // Half-way points of neighbours, and an f64 ulp or two beside them, are where rounding twice shows.
-            let next = near.wrapping_add(1).to_le_bytes();
+            let next = near.wrapping_add(1);
             let next = if brain { f64::from(Bf16::wide(next)) } else { f64::from(F16::wide(next)) };
             let middle = f64::from_bits(((around + next) / 2.0).to_bits().wrapping_add_signed(off));
             let scaled = f64::from_bits(bits & 0x800f_ffff_ffff_ffff | ((1023 + i64::from(small)) as u64) << 52);
@@ -276,12 +291,12 @@ mod tests {
                 }
                 let f16_wanted = nearest_by_search(value, |bits| f16::from_bits(bits).to_f64_const(), 0x7c00);
                 let bf16_wanted = nearest_by_search(value, |bits| bf16::from_bits(bits).to_f64(), 0x7f80);
-                prop_assert_eq!(u16::from_le_bytes(F16::from_f64(value)), f16_wanted, "f16 of {:e}", value);
-                prop_assert_eq!(u16::from_le_bytes(Bf16::from_f64(value)), bf16_wanted, "bf16 of {:e}", value);
+                prop_assert_eq!(F16::from_f64(value), f16_wanted, "f16 of {:e}", value);
+                prop_assert_eq!(Bf16::from_f64(value), bf16_wanted, "bf16 of {:e}", value);
                 let single = value as f32;
                 if f64::from(single) == value {
-                    prop_assert_eq!(u16::from_le_bytes(F16::from_f32(single)), f16_wanted);
-                    prop_assert_eq!(u16::from_le_bytes(Bf16::from_f32(single)), bf16_wanted);
+                    prop_assert_eq!(F16::from_f32(single), f16_wanted);
+                    prop_assert_eq!(Bf16::from_f32(single), bf16_wanted);
                 }
             }
         }

@@ -1,0 +1,163 @@
+// The four floating element types on the GPU: src/float.rs says what is right.
+//
+// Raw is how an element lies in memory, Wide is what its arithmetic is done in. Widening is exact, narrowing
+// rounds once, to nearest even, a NaN stays a NaN (its payload may change). No header of CUDA's is needed, so
+// that NVRTC alone compiles every kernel.
+#pragma once
+
+struct F16 {
+    typedef unsigned short Raw;
+    typedef float Wide;
+    static __device__ __forceinline__ float wide(Raw raw) {
+        float value;
+        asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(raw));
+        return value;
+    }
+    static __device__ __forceinline__ Raw narrow(float value) {
+        Raw raw;
+        asm("cvt.rn.f16.f32 %0, %1;" : "=h"(raw) : "f"(value));
+        return raw;
+    }
+    static __device__ __forceinline__ Raw narrow(double value) {
+        Raw raw;
+        asm("cvt.rn.f16.f64 %0, %1;" : "=h"(raw) : "d"(value));
+        return raw;
+    }
+};
+
+struct Bf16 {
+    typedef unsigned short Raw;
+    typedef float Wide;
+    static __device__ __forceinline__ float wide(Raw raw) { return __uint_as_float((unsigned)raw << 16); }
+    static __device__ __forceinline__ Raw narrow(float value) {
+        Raw raw;
+        asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(raw) : "f"(value));
+        return raw;
+    }
+    // Rounded to odd in between, so that the second rounding does what a single one would.
+    static __device__ __forceinline__ Raw narrow(double value) {
+        float near = __double2float_rz(value);
+        if ((double)near != value && value == value) {
+            near = __uint_as_float(__float_as_uint(near) | 1u);
+        }
+        return narrow(near);
+    }
+};
+
+struct F32 {
+    typedef float Raw;
+    typedef float Wide;
+    static __device__ __forceinline__ float wide(Raw raw) { return raw; }
+    static __device__ __forceinline__ Raw narrow(float value) { return value; }
+    static __device__ __forceinline__ Raw narrow(double value) { return __double2float_rn(value); }
+};
+
+struct F64 {
+    typedef double Raw;
+    typedef double Wide;
+    static __device__ __forceinline__ double wide(Raw raw) { return raw; }
+    static __device__ __forceinline__ Raw narrow(float value) { return (double)value; }
+    static __device__ __forceinline__ Raw narrow(double value) { return value; }
+};
+
+// The twin's formula, fused where the twin fuses: the same bits.
+static __device__ __forceinline__ float lerp(float a, float b, float w) { return fmaf(w, b, fmaf(-w, a, a)); }
+static __device__ __forceinline__ double lerp(double a, double b, double w) { return fma(w, b, fma(-w, a, a)); }
+
+// What a target is made of: `row` exactly where weight is 0, else also `row + 1`, with that weight.
+struct __align__(16) Pick {
+    double weight;
+    unsigned row;
+    unsigned pad;
+};
+
+// N elements in as few accesses as their bytes allow; `at` is aligned to min(16, N * sizeof(Raw)) bytes.
+template <class Raw, int N>
+static __device__ __forceinline__ void load(Raw (&values)[N], const Raw* __restrict__ at) {
+    constexpr int bytes = N * sizeof(Raw);
+    if constexpr (N == 1) {
+        values[0] = __ldg(at);
+    } else if constexpr (bytes % 16 == 0) {
+        union { uint4 words[bytes / 16]; Raw values[N]; } pack;
+#pragma unroll
+        for (int i = 0; i < bytes / 16; ++i) pack.words[i] = __ldg(reinterpret_cast<const uint4*>(at) + i);
+#pragma unroll
+        for (int i = 0; i < N; ++i) values[i] = pack.values[i];
+    } else if constexpr (bytes == 8) {
+        union { uint2 word; Raw values[N]; } pack;
+        pack.word = __ldg(reinterpret_cast<const uint2*>(at));
+#pragma unroll
+        for (int i = 0; i < N; ++i) values[i] = pack.values[i];
+    } else {
+        static_assert(bytes == 4, "a load of 4, 8 or a multiple of 16 bytes");
+        union { unsigned word; Raw values[N]; } pack;
+        pack.word = __ldg(reinterpret_cast<const unsigned*>(at));
+#pragma unroll
+        for (int i = 0; i < N; ++i) values[i] = pack.values[i];
+    }
+}
+
+template <class Raw, int N>
+static __device__ __forceinline__ void store(Raw* __restrict__ at, const Raw (&values)[N]) {
+    constexpr int bytes = N * sizeof(Raw);
+    if constexpr (N == 1) {
+        *at = values[0];
+    } else if constexpr (bytes % 16 == 0) {
+        union { uint4 words[bytes / 16]; Raw values[N]; } pack;
+#pragma unroll
+        for (int i = 0; i < N; ++i) pack.values[i] = values[i];
+#pragma unroll
+        for (int i = 0; i < bytes / 16; ++i) reinterpret_cast<uint4*>(at)[i] = pack.words[i];
+    } else if constexpr (bytes == 8) {
+        union { uint2 word; Raw values[N]; } pack;
+#pragma unroll
+        for (int i = 0; i < N; ++i) pack.values[i] = values[i];
+        *reinterpret_cast<uint2*>(at) = pack.word;
+    } else {
+        static_assert(bytes == 4, "a store of 4, 8 or a multiple of 16 bytes");
+        union { unsigned word; Raw values[N]; } pack;
+#pragma unroll
+        for (int i = 0; i < N; ++i) pack.values[i] = values[i];
+        *reinterpret_cast<unsigned*>(at) = pack.word;
+    }
+}
+
+// Values of `n` picks, N elements a thread and turn. Rows of `src` are `dim` elements, rows of `out` are
+// `stride` elements apart. Where the dtype stays, a row that is taken exactly keeps its bits.
+template <class From, class To, int N>
+static __device__ __forceinline__ void blend(
+    typename To::Raw* __restrict__ out, size_t stride, const typename From::Raw* __restrict__ src, unsigned dim,
+    const Pick* picks, unsigned n) {
+    typedef typename From::Wide Wide;
+    const unsigned packs = dim / N;
+    const unsigned items = n * packs;
+#pragma unroll 2
+    for (unsigned item = threadIdx.x; item < items; item += blockDim.x) {
+        const unsigned step = item / packs;
+        const unsigned element = (item - step * packs) * N;
+        const Pick pick = picks[step];
+        const typename From::Raw* at = src + (size_t)pick.row * dim + element;
+        typename From::Raw a[N];
+        typename To::Raw made[N];
+        load(a, at);
+        if (pick.weight == 0.0) {
+#pragma unroll
+            for (int i = 0; i < N; ++i) {
+                if constexpr (sizeof(To) == sizeof(From) && __is_same(From, To)) {
+                    made[i] = a[i];
+                } else {
+                    made[i] = To::narrow(From::wide(a[i]));
+                }
+            }
+        } else {
+            typename From::Raw b[N];
+            load(b, at + dim);
+            const Wide weight = (Wide)pick.weight;
+#pragma unroll
+            for (int i = 0; i < N; ++i) made[i] = To::narrow(lerp(From::wide(a[i]), From::wide(b[i]), weight));
+        }
+        store(out + step * stride + element, made);
+    }
+}
+
+static __device__ __forceinline__ bool aligned(const void* at, size_t bytes) { return ((size_t)at & (bytes - 1)) == 0; }
