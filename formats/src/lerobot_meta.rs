@@ -57,7 +57,7 @@ pub(crate) struct EpisodeMeta {
 #[derive(Debug, Deserialize)]
 struct Info {
     codebase_version: String,
-    fps: f64,
+    fps: Value,
     features: Map<String, Value>,
     data_path: String,
     #[serde(default)]
@@ -130,9 +130,10 @@ impl Meta {
         if !unknown.is_empty() {
             warnings.push(format!("{path:?}: fields not known here are left alone: {}", unknown.join(", ")));
         }
-        if !(info.fps.is_finite() && info.fps > 0.0 && info.fps <= 1e9) {
-            return Err(metadata(&path, format!("fps must be a positive number, found {}", info.fps)));
-        }
+        let fps = info.fps.as_f64().filter(|fps| *fps > 0.0 && *fps <= 1e9);
+        let fps = fps.ok_or_else(|| {
+            metadata(&path, format!("fps must be a positive number of at most 1e9, found {}", info.fps))
+        })?;
         let features = features(&path, &info.features)?;
         let template = |text: &str| Template::parse(text).map_err(|error| metadata(&path, error.to_string()));
         let paths = Paths {
@@ -157,7 +158,7 @@ impl Meta {
         compare(&path, "total_frames", info.total_frames, frames, &mut warnings);
         Ok(Self {
             version: info.codebase_version,
-            fps: info.fps,
+            fps,
             features,
             episodes,
             tasks,

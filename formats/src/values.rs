@@ -349,3 +349,135 @@ fn place_column<const N: usize>(out: &mut [u8], column: &[u8], at: usize, stride
         row[at..at + N].copy_from_slice(from);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow::array::{
+        BooleanArray, FixedSizeListArray, Float16Array, Float32Array, Int32Array, ListArray, StringArray,
+        UInt16Array,
+    };
+    use arrow::buffer::{NullBuffer, OffsetBuffer};
+    use arrow::datatypes::{Field, Float32Type};
+
+    use super::*;
+
+    fn read(chunks: &[ArrayRef], dtype: DType, shape: &[usize]) -> Result<Values, ReadError> {
+        let rows: usize = chunks.iter().map(|chunk| chunk.len()).sum();
+        let origin = Origin {
+            path: Path::new("file"),
+            column: "x",
+            ranges: &[10..11, 20..20 + rows.max(1) - 1], // row 0 is row 10 of the file, row 1 is row 20
+            warned: &Warned::default(),
+        };
+        numbers(chunks, dtype, shape, origin)
+    }
+
+    fn list(rows: &[Option<&[f32]>]) -> ArrayRef {
+        let rows = rows.iter().map(|row| row.map(|row| row.iter().copied().map(Some).collect::<Vec<_>>()));
+        Arc::new(ListArray::from_iter_primitive::<Float32Type, _, _>(rows))
+    }
+
+    fn f32s(values: &Values) -> Vec<f32> {
+        values.buffer.typed_data::<f32>().to_vec()
+    }
+
+    #[test]
+    fn lists_of_one_length_are_taken_where_they_lie() {
+        let rows = list(&[Some(&[1.0, 2.0]), Some(&[3.0, 4.0]), Some(&[5.0, 6.0])]);
+        let child = rows.as_list::<i32>().values().to_data().buffers()[0].as_ptr();
+        let values = read(&[rows.slice(1, 2)], DType::Float32, &[2]).unwrap();
+        assert_eq!((values.dim, values.rows, f32s(&values)), (2, 2, vec![3.0, 4.0, 5.0, 6.0]));
+        assert_eq!(values.buffer.as_ptr().addr(), child.addr() + 8, "a copy was made");
+        let fixed = FixedSizeListArray::from_iter_primitive::<Float32Type, _, _>(
+            [Some([Some(1.0), Some(2.0)]), Some([Some(3.0), Some(4.0)])],
+            2,
+        );
+        let values = read(&[Arc::new(fixed.slice(1, 1))], DType::Float32, &[2]).unwrap();
+        assert_eq!(f32s(&values), [3.0, 4.0]);
+    }
+
+    #[test]
+    fn a_list_of_another_length_is_named_by_its_row_in_the_file() {
+        let error = read(&[list(&[Some(&[1.0])]), list(&[Some(&[2.0, 3.0])])], DType::Float32, &[1]);
+        let error = error.unwrap_err().to_string();
+        assert_eq!(error, "\"file\": column \"x\", row 20: wanted 1 elements, found 2");
+    }
+
+    #[test]
+    fn a_null_list_of_floats_is_nan_all_over() {
+        let values = read(&[list(&[None, Some(&[1.0, 2.0])])], DType::Float32, &[2]).unwrap();
+        let got = f32s(&values);
+        assert!(got[0].is_nan() && got[1].is_nan() && got[2..] == [1.0, 2.0], "{got:?}");
+        let field = Arc::new(Field::new("element", DataType::Int32, true));
+        let nulls = NullBuffer::from(vec![true, false]);
+        let ints = FixedSizeListArray::new(field, 1, Arc::new(Int32Array::from(vec![1, 2])), Some(nulls));
+        let error = read(&[Arc::new(ints)], DType::Int32, &[1]).unwrap_err().to_string();
+        assert_eq!(error, "\"file\": column \"x\", row 20 is null, which int32 cannot be");
+    }
+
+    #[test]
+    fn nested_lists_fill_their_shape_and_flat_ones_may() {
+        let flat: ArrayRef = Arc::new((0..12).map(|i| i as f32).collect::<Float32Array>());
+        let field = |of: &ArrayRef| Arc::new(Field::new("element", of.data_type().clone(), true));
+        let lists = |of: &ArrayRef, length: usize| -> ArrayRef {
+            let rows = std::iter::repeat_n(length, of.len() / length);
+            Arc::new(ListArray::new(field(of), OffsetBuffer::from_lengths(rows), of.clone(), None))
+        };
+        let cube = lists(&lists(&flat, 3), 2);
+        for (array, shape) in [(&cube, vec![2, 3]), (&lists(&flat, 6), vec![2, 3]), (&flat, vec![])] {
+            let values = read(&[array.clone()], DType::Float32, &shape).unwrap();
+            assert_eq!(values.rows * values.dim, 12);
+            assert_eq!(f32s(&values), (0..12).map(|i| i as f32).collect::<Vec<_>>());
+        }
+        let error = read(&[cube.slice(0, 2)], DType::Float32, &[2, 2]).unwrap_err().to_string();
+        assert_eq!(error, "\"file\": column \"x\", row 10: wanted 2 elements, found 3");
+        assert!(read(&[cube], DType::Float32, &[2, 3, 1]).unwrap_err().to_string().contains("[2, 3, 1]"));
+    }
+
+    #[test]
+    fn booleans_become_bytes_and_narrow_types_stay_narrow() {
+        let bools: ArrayRef = Arc::new(BooleanArray::from(vec![true, false, true, true]).slice(1, 3));
+        let values = read(&[bools], DType::Bool, &[]).unwrap();
+        assert_eq!(values.buffer.as_slice(), [0, 1, 1]);
+        let words: ArrayRef = Arc::new(UInt16Array::from(vec![1, 0x1234]).slice(1, 1));
+        assert_eq!(read(&[words], DType::UInt16, &[]).unwrap().buffer.as_slice(), [0x34, 0x12]);
+        let halves = Float16Array::from(vec![Some(half::f16::ONE), None]);
+        let values = read(&[Arc::new(halves)], DType::Float16, &[]).unwrap();
+        let got: Vec<half::f16> = values.buffer.typed_data().to_vec();
+        assert!(got[0] == half::f16::ONE && got[1].is_nan(), "{got:?}");
+    }
+
+    #[test]
+    fn types_say_what_they_hold() {
+        let item = |of: DataType| Arc::new(Field::new("item", of, true));
+        let nested = DataType::FixedSizeList(item(DataType::LargeList(item(DataType::Float64))), 3);
+        let lengths = vec![Some(3), None];
+        assert_eq!(holds(&nested), Holds::Numbers { dtype: DType::Float64, lengths });
+        let words = DataType::Dictionary(Box::new(DataType::Int8), Box::new(DataType::LargeUtf8));
+        assert_eq!(holds(&words), Holds::Text { lengths: vec![] });
+        assert!(matches!(holds(&DataType::Binary), Holds::Other(_)));
+        let wrong = read(&[Arc::new(StringArray::from(vec!["1"]))], DType::Int32, &[]);
+        assert!(wrong.unwrap_err().to_string().contains("should hold int32, found Utf8"));
+    }
+
+    #[test]
+    fn packed_columns_lie_side_by_side_whatever_their_width() {
+        let column = |dtype: DType, dim: usize, bytes: &[u8]| {
+            let buffer = Buffer::from(bytes.to_vec());
+            Values { dtype, dim, rows: bytes.len() / dim / dtype.size_bytes(), buffer }
+        };
+        let packed = pack(&[column(DType::UInt8, 1, &[1, 2]), column(DType::UInt8, 3, &[3, 4, 5, 6, 7, 8])]);
+        assert_eq!((packed.dim, packed.rows), (4, 2));
+        assert_eq!(packed.buffer.as_slice(), [1, 3, 4, 5, 2, 6, 7, 8]);
+        for size in [2, 4, 8] {
+            let dtype = [DType::Int16, DType::Int32, DType::Int64][size / 4];
+            let a: Vec<u8> = (0..size as u8 * 2).collect();
+            let b: Vec<u8> = (100..100 + size as u8 * 2).collect();
+            let wanted = [&a[..size], &b[..size], &a[size..], &b[size..]].concat();
+            let packed = pack(&[column(dtype, 1, &a), column(dtype, 1, &b)]);
+            assert_eq!(packed.buffer.as_slice(), wanted, "{dtype}");
+        }
+    }
+}
