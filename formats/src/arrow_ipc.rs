@@ -119,7 +119,7 @@ impl ArrowTable {
             for overlap in overlaps {
                 for (chunks, column) in chunks.iter_mut().zip(columns) {
                     let at =
-                        projection.binary_search(column).map_err(|_| broken("a column asked for twice"))?;
+                        projection.binary_search(column).map_err(|_at| broken("a column asked for twice"))?;
                     chunks.push(decoded.column(at).slice(overlap.start - batch.first_row, overlap.len()));
                 }
             }
@@ -173,7 +173,7 @@ fn file_contents(buffer: &Buffer) -> Result<Contents, ArrowError> {
         return Err(broken("the end of the file is missing (it does not close with ARROW1)"));
     }
     let footer_len =
-        usize::try_from(i32_at(buffer, trailer)?).map_err(|_| broken("a negative footer length"))?;
+        usize::try_from(i32_at(buffer, trailer)?).map_err(|_negative| broken("a negative footer length"))?;
     let Some(start) = trailer.checked_sub(footer_len).filter(|at| *at >= 8) else {
         return Err(broken("a footer longer than the file"));
     };
@@ -211,7 +211,7 @@ fn stream_contents(buffer: &Buffer) -> Result<Contents, ArrowError> {
         if metadata_len == 0 {
             break;
         }
-        let offset = i64::try_from(at).map_err(|_| broken("a file too large"))?;
+        let offset = i64::try_from(at).map_err(|_too_large| broken("a file too large"))?;
         let block_of = |body_len| Block::new(offset, metadata_len.saturating_add(8), body_len);
         let body_len = message_at(buffer, &block_of(0))?.bodyLength();
         let block = block_of(body_len);
@@ -254,7 +254,7 @@ fn schema_of(schema: arrow::ipc::Schema<'_>) -> Result<SchemaRef, ArrowError> {
 }
 
 fn rows_of(batch: RecordBatch<'_>) -> Result<usize, ArrowError> {
-    usize::try_from(batch.length()).map_err(|_| broken("a negative number of rows"))
+    usize::try_from(batch.length()).map_err(|_negative| broken("a negative number of rows"))
 }
 
 /// One past the last byte of a block; `None` where its numbers make no sense.
@@ -331,7 +331,8 @@ fn body_checked(buffer: &Buffer, block: &Block) -> Result<Buffer, ArrowError> {
         if size == -1 {
             continue; // stored as it is
         }
-        let size = u64::try_from(size).map_err(|_| broken(&format!("a buffer of {size} bytes, unpacked")))?;
+        let size = u64::try_from(size)
+            .map_err(|_negative| broken(&format!("a buffer of {size} bytes, unpacked")))?;
         total = total.saturating_add(size);
         if size > (packed.len() as u64).saturating_mul(gain) || total > LARGEST_BATCH_BYTES {
             return Err(broken(&format!(

@@ -277,9 +277,9 @@ impl Draft {
         };
         let rest = without(&fields, &time.column);
         if let Some(stamp) = time.stands_still() {
-            let reason = format!("all {} stamps of {:?} are {stamp} ns", time.stamps.len(), time.column);
+            let reason = format!("all {} stamps in {:?} are {stamp}", time.stamps.len(), time.column);
             self.notes.push(format!("{name}: {reason}; left out"));
-            return self.clocked(table, stem, file, &rest, Some(&time), Some(&reason));
+            return self.clocked(table, stem, file, &rest, None, Some(&reason));
         }
         if let Some(row) = time.first_backward_row() {
             self.notes
@@ -306,7 +306,7 @@ impl Draft {
         if let Some(file) = file {
             writeln!(common, "{comment}file = {}", quoted(file)).unwrap_or_default();
         }
-        let time = time.map_or_else(|| "{ rate = 10.0 }".to_owned(), time_text);
+        let time = time.map_or_else(|| "{ rate = 10.0 } # put the real rate, in Hz".to_owned(), time_text);
         writeln!(common, "{comment}time = {time}").unwrap_or_default();
         let groups = groups(fields);
         for group in &groups {

@@ -56,10 +56,11 @@ pub(crate) struct TimeGuess {
 }
 
 impl TimeGuess {
-    /// The one stamp that all rows have, where there is more than one row.
+    /// The one stamp that all rows have, as stored, where there is more than one row.
     pub(crate) fn stands_still(&self) -> Option<i64> {
         let first = *self.stamps.first()?;
-        (self.stamps.len() > 1 && self.stamps.iter().all(|stamp| *stamp == first)).then_some(first)
+        let still = self.stamps.len() > 1 && self.stamps.iter().all(|stamp| *stamp == first);
+        still.then_some(first / self.unit.map_or(1, Unit::ns))
     }
 
     pub(crate) fn first_backward_row(&self) -> Option<usize> {

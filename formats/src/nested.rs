@@ -237,5 +237,5 @@ fn frames_of(row_of_cells: &Loaded, row: usize) -> Result<Loaded, ReadError> {
     let length = length.map_or(0, |(length, _)| length);
     // Rows of these columns are frames of one cell: the path says of which, since errors count within it.
     let path = PathBuf::from(format!("{} (row {row})", path.display()));
-    Ok(Loaded { path, ranges: vec![0..length], columns })
+    Ok(Loaded { path, ranges: std::iter::once(0..length).collect(), columns })
 }

@@ -116,7 +116,7 @@ pub fn stream_stats(dataset: &Dataset, stream: usize, episodes: &[usize]) -> Str
         }
         stats.rows += raw.rows;
         stats.bad_stamps += (raw.rows - raw.stamps.len()) as u64;
-        stats.first_ns = stats.first_ns.or(raw.stamps.first().copied());
+        stats.first_ns = stats.first_ns.or_else(|| raw.stamps.first().copied());
         stats.last_ns = raw.stamps.last().copied().or(stats.last_ns);
         elements.add(&raw.elements);
         for (row, pair) in raw.stamps.windows(2).enumerate() {

@@ -4,6 +4,7 @@
 //! that come from the same rows are one *group* and are decoded together; those that also share their time, filter
 //! and rules have one *clock* and are settled together.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
@@ -164,15 +165,11 @@ impl<P: Places + 'static> LayoutReader for Tabular<P> {
                 let mut settled = HashMap::new();
                 for (at, (drawn, texts)) in of_group() {
                     let clock = drawn.bound.schema.clock;
-                    if !settled.contains_key(&clock) {
-                        settled.insert(clock, loaded.settle(&drawn.axis)?);
-                    }
-                    read[at] = Some(loaded.stream(
-                        &drawn.bound,
-                        &settled[&clock],
-                        texts.as_deref(),
-                        &self.warned,
-                    )?);
+                    let rows = match settled.entry(clock) {
+                        Entry::Occupied(rows) => rows.into_mut(),
+                        Entry::Vacant(place) => place.insert(loaded.settle(&drawn.axis)?),
+                    };
+                    read[at] = Some(loaded.stream(&drawn.bound, rows, texts.as_deref(), &self.warned)?);
                 }
             }
         }
