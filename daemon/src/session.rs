@@ -135,12 +135,15 @@ impl Session {
         Outcome::Keep
     }
 
-    /// Takes back what the client held and ends its thread, which the caller joins when it has time.
+    /// Ends the client's loader, whose thread the caller joins when it has time.
+    ///
+    /// What it leased is not taken back into the ring: a client that closed its loader may go on reading the batches
+    /// it holds, and a slot freed here would be filled again before the thread sees that it is to stop. The ring
+    /// itself goes with the loader, and its pages when the client lets go of its mapping or dies.
     pub fn close(self) -> Option<JoinHandle<()>> {
         self.shared.gone.store(true, Ordering::SeqCst);
         if let Some(loader) = self.shared.loader() {
-            let reaped = loader.producer.reap();
-            tracing::debug!(client = self.shared.client, reaped, "client gone");
+            tracing::debug!(client = self.shared.client, "client gone");
             loader.stop();
         }
         self.thread

@@ -73,6 +73,11 @@ def test_a_batch_is_a_mapping_of_the_promised_columns(g1: str, sock: str) -> Non
     np.testing.assert_array_equal(batch["timestamp"], (batch["frame_index"] / 30).astype(np.float32))
 
 
+def test_what_is_odd_about_a_dataset_is_a_warning_when_it_is_opened(g1: str, sock: str) -> None:
+    with pytest.warns(rc.RoboCacheWarning, match=r"wrong data file for 4 of 100 episodes"):
+        loader_of(g1)
+
+
 def test_without_windows_every_numeric_feature_comes_at_the_anchor(g1: str, sock: str) -> None:
     batch = next(iter(loader_of(g1, windows=None)))
     assert batch["action"].shape == batch["observation.state"].shape == (64, 26)
