@@ -490,7 +490,7 @@ mod tests {
             prop_assert_eq!(rows.len(), settled.len());
             for (row, stamp) in rows.iter().zip(&settled) {
                 let equal = || stamps.iter().enumerate().filter(|(_, other)| *other == stamp).map(|(row, _)| row);
-                prop_assert_eq!(Some(*row), if last { equal().last() } else { equal().next() });
+                prop_assert_eq!(Some(*row), if last { equal().next_back() } else { equal().next() });
             }
             let mut distinct = stamps;
             distinct.sort_unstable();

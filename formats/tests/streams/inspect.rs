@@ -1,12 +1,10 @@
 //! Drafted manifests, and reports on recordings as they are.
 
-mod streams_data;
-
 use std::path::Path;
 
+use crate::data::{open, position, real};
 use robocache_formats::{StreamKind, draft_manifest, stats};
 use robocache_types::Interp;
-use streams_data::{open, position, real};
 
 #[test]
 fn drafts_of_real_recordings_open_and_every_stream_can_be_read() {

@@ -3,13 +3,11 @@
 //! Row counts, stamps and checksums were computed with pyarrow and numpy, stamps with Python's `Fraction`; duplicates by
 //! `numpy.append(t[1:] != t[:-1], True)`, which keeps the last of equal stamps.
 
-mod streams_data;
-
 use std::path::Path;
 
+use crate::data::{chain, checksum, clock_checksum, f64s, open, position, read, real};
 use robocache_formats::{Dataset, Layout, ReadError, StreamKind, TimeError};
 use robocache_types::{Clock, DType, Interp};
-use streams_data::{chain, checksum, clock_checksum, f64s, open, position, read, real};
 
 /// Stream, rows stored, rows of distinct stamps, first and last stamp (ns), checksums of values and of stamps.
 type Fact = (&'static str, usize, usize, i64, i64, u64, u64);

@@ -1,11 +1,10 @@
 //! Arrow IPC: read in place where it can be, decoded where it must be, and never trusted.
 
-mod streams_data;
-
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::data::{chain, f64s, open, read, real};
 use arrow::array::{
     ArrayRef, BooleanArray, DictionaryArray, FixedSizeListArray, Float32Array, Float64Array, Int8Array,
     Int64Array, RecordBatch, StringArray,
@@ -14,7 +13,6 @@ use arrow::datatypes::{DataType, Field};
 use arrow::ipc::CompressionType;
 use arrow::ipc::writer::{FileWriter, IpcWriteOptions, StreamWriter};
 use robocache_formats::ReadError;
-use streams_data::{chain, f64s, open, read, real};
 
 const ROWS: usize = 700;
 
@@ -211,7 +209,6 @@ fn split_mix(state: &mut u64) -> u64 {
 
 #[test]
 fn no_damage_to_a_file_makes_reading_it_panic() {
-    std::panic::set_hook(Box::new(|_| {})); // panics inside arrow-ipc are expected, caught, and not worth a trace
     let dir = tempfile::tempdir().unwrap();
     let mut files: Vec<PathBuf> = Vec::new();
     for (name, compression) in

@@ -1,11 +1,10 @@
 //! The rules of stream, frame and nested layouts, on small tables written here.
 
-mod streams_data;
-
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::data::{chain, f64s, open, read};
 use arrow::array::{
     Array, ArrayRef, FixedSizeListArray, Float32Array, Float64Array, Int32Array, Int64Array, ListArray,
     RecordBatch, StringArray, TimestampMillisecondArray,
@@ -15,7 +14,6 @@ use arrow::datatypes::{DataType, Field};
 use parquet::arrow::ArrowWriter;
 use robocache_formats::{ReadError, StreamKind, TimeError};
 use robocache_types::Clock;
-use streams_data::{chain, f64s, open, read};
 
 fn write(path: &Path, columns: Vec<(&str, ArrayRef)>) {
     let batch = RecordBatch::try_from_iter(columns).unwrap();
@@ -274,6 +272,26 @@ fn a_row_of_lists_is_an_episode_of_several_clocks() {
     assert_eq!((f64s(&read[1][2].values), read[1][2].clock.last_ns()), (vec![1.0, 2.0, 3.0], 1_000_000_000));
     assert_eq!(dataset.streams()[2].shape, [1]);
     assert_eq!(dataset.span(0).unwrap(), (0, 1_500_000_000));
+}
+
+#[test]
+fn rows_of_lists_are_drafted_as_nested() {
+    let dir = tempfile::tempdir().unwrap();
+    write(
+        &dir.path().join("rows.parquet"),
+        vec![
+            ("episode_id", ints(&[40, 41])),
+            ("timestamp", lists(&[2, 3], floats(&[0.0, 0.1, 0.0, 0.1, 0.2]))),
+            ("state", lists(&[2, 3], lists(&[2; 5], floats(&[0.0; 10])))),
+        ],
+    );
+    let (text, notes) = robocache_formats::draft_manifest(dir.path()).unwrap();
+    let dataset = open(dir.path(), &text).unwrap_or_else(|error| panic!("{error}\n{text}\n{notes:?}"));
+    assert_eq!((dataset.episodes()[1].index, dataset.span(1).unwrap()), (41, (0, 200_000_000)));
+    assert_eq!(
+        (dataset.streams()[0].name.as_str(), dataset.streams()[0].shape.as_slice()),
+        ("state", &[2][..])
+    );
 }
 
 #[test]
