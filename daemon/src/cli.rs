@@ -17,7 +17,7 @@ use crate::logging::{self, LogFormat};
 use crate::server::{self, ServeError};
 use crate::size::Bytes;
 use crate::synth::SynthArgs;
-use crate::{admin, doctor, synth};
+use crate::{admin, doctor, inspect, synth};
 
 /// Reads robot episodes once per host and serves ready, time-aligned batches to trainers through shared memory.
 #[derive(Debug, Parser)]
@@ -112,7 +112,8 @@ Examples:
   robocached inspect /data/flight --write-manifest               # the same into /data/flight/robocache.toml
   robocached inspect /data/pick --json | jq '.streams[].name'
 
-Exit codes: 0 readable; 1 not readable, or a manifest is already there; 2 wrong command line.")]
+Exit codes: 0 every stream can be read; 1 one or the whole cannot, or a manifest is already there; 2 wrong
+command line.")]
 pub struct InspectArgs {
     /// A dataset directory, a manifest, or one Parquet / Arrow table
     pub path: PathBuf,
@@ -122,11 +123,14 @@ pub struct InspectArgs {
     /// The episode to look at closely, by its episode_index [default: the first]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub episode: Option<i64>,
+    /// Look closely at all episodes, which reads all of them
+    #[arg(long, conflicts_with = "episode")]
+    pub all: bool,
     /// A manifest to read the dataset with, instead of its own robocache.toml
     #[arg(long, value_name = "FILE.toml")]
     pub manifest: Option<PathBuf>,
     /// Draft a manifest from what the tables look like, into PATH/robocache.toml or FILE; - is stdout
-    #[arg(long, value_name = "FILE", num_args = 0..=1, conflicts_with_all = ["json", "episode", "manifest"])]
+    #[arg(long, value_name = "FILE", num_args = 0..=1, conflicts_with_all = ["json", "episode", "all", "manifest"])]
     pub write_manifest: Option<Option<PathBuf>>,
     /// Overwrite a manifest that exists
     #[arg(long, requires = "write_manifest")]
@@ -194,10 +198,7 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Serve(args) => serve(args),
         Command::Inspect(args) => {
             logging::init(LogFormat::Text, "warn")?;
-            {
-                drop(args);
-                Ok(Exit::Ok)
-            }
+            inspect::run(&args)
         }
         Command::Doctor(args) => doctor::run(&args),
         Command::Status(args) => admin::status(&args),

@@ -6,6 +6,7 @@ pub mod config;
 pub mod doctor;
 pub mod exit;
 pub mod host;
+pub mod inspect;
 pub mod logging;
 pub mod size;
 pub mod synth;

@@ -1,30 +1,8 @@
-//! The command line from the outside: help, exit codes, config errors, doctor. Each test runs the built binary.
-
-use std::path::Path;
-use std::process::{Command, Output};
+//! Help, exit codes, config errors, doctor.
 
 use serde_json::Value;
 
-/// `robocached ARGS` with a socket of its own, so that no daemon of the user's is met.
-fn robocached(directory: &Path, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_robocached"))
-        .args(args)
-        .env("ROBOCACHE_SOCKET", directory.join("robocached.sock"))
-        .env_remove("ROBOCACHE_LOG")
-        .output()
-        .unwrap()
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8(bytes.to_vec()).unwrap()
-}
-
-fn private_directory() -> tempfile::TempDir {
-    tempfile::Builder::new()
-        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700))
-        .tempdir()
-        .unwrap()
-}
+use super::common::{private_directory, robocached, text};
 
 #[test]
 fn every_subcommand_explains_itself_and_its_exit_codes() {
