@@ -64,6 +64,11 @@ struct F64 {
 static __device__ __forceinline__ float lerp(float a, float b, float w) { return fmaf(w, b, fmaf(-w, a, a)); }
 static __device__ __forceinline__ double lerp(double a, double b, double w) { return fma(w, b, fma(-w, a, a)); }
 
+template <class A, class B>
+struct Same { static constexpr bool yes = false; };
+template <class A>
+struct Same<A, A> { static constexpr bool yes = true; };
+
 // What a target is made of: `row` exactly where weight is 0, else also `row + 1`, with that weight.
 struct __align__(16) Pick {
     double weight;
@@ -143,7 +148,7 @@ static __device__ __forceinline__ void blend(
         if (pick.weight == 0.0) {
 #pragma unroll
             for (int i = 0; i < N; ++i) {
-                if constexpr (sizeof(To) == sizeof(From) && __is_same(From, To)) {
+                if constexpr (Same<From, To>::yes) {
                     made[i] = a[i];
                 } else {
                     made[i] = To::narrow(From::wide(a[i]));

@@ -146,6 +146,11 @@ impl FieldKernel {
         &self.field
     }
 
+    /// The gap above which a target is padded, as the GPU is told it.
+    pub(crate) fn max_gap(&self) -> u64 {
+        self.max_gap_ns.unwrap_or(u64::MAX)
+    }
+
     /// Targets of one sample.
     pub fn steps(&self) -> usize {
         self.steps

@@ -5,5 +5,7 @@ mod bracket;
 mod field;
 mod float;
 mod simd;
+mod tensors;
 
 pub use field::{Anchor, Field, FieldError, FieldKernel, Offsets, StreamView};
+pub use tensors::{Tensor, TensorError, Times, fuse, resample};

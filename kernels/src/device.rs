@@ -1,0 +1,303 @@
+//! What the GPU kernels are told: descriptors in the layout that `cuda/*.cu` declares, and how work is cut in tiles.
+//!
+//! Owns the byte layout (each `encode` names the struct it mirrors; `gpu_check` proves they agree) and the checks
+//! that make a launch's sizes possible. Addresses here are numbers: nothing is read, `launch.rs` takes the risk.
+
+use robocache_types::{Clock, DType, Interp};
+
+use crate::field::{Anchor, FieldKernel, Offsets};
+
+/// An address in a GPU's address space: device memory, or host memory mapped there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DevicePtr(pub u64);
+
+/// Why a launch is not possible.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PlanError {
+    #[error("nothing to launch: {what} is empty")]
+    Empty { what: &'static str },
+    #[error("{what} must be less than 2^32, found {found}")]
+    TooLarge { what: &'static str, found: usize },
+    #[error("the launch needs {blocks} blocks, a grid holds 2^31 - 1: make fewer samples at once")]
+    TooManyBlocks { blocks: u64 },
+    #[error("one launch fuses at most {most} streams, found {found}")]
+    TooManyStreams { found: usize, most: usize },
+    #[error("values must be float16, bfloat16, float32 or float64, found {found}")]
+    Values { found: DType },
+    #[error("times must be float32, float64 or int64, found {found}")]
+    Times { found: DType },
+}
+
+/// One column of a batch on the GPU.
+#[derive(Debug, Clone, Copy)]
+pub struct Column<'a> {
+    pub kernel: &'a FieldKernel,
+    /// The field's offsets, `[steps]` of `i64`, in the GPU's memory.
+    pub offsets: DevicePtr,
+    /// `[batch, steps, dim]` of the target dtype, aligned to an element; to 16 bytes for speed.
+    pub out: DevicePtr,
+    /// `[batch, steps]` of bytes, 1 where padded.
+    pub mask: Option<DevicePtr>,
+}
+
+/// The stream one sample of one column reads, in the GPU's memory.
+#[derive(Debug, Clone, Copy)]
+pub struct DeviceStream<'a> {
+    /// `[rows, dim]`, aligned to an element.
+    pub data: DevicePtr,
+    /// Its clock. Only a uniform one's numbers and the count of rows are taken from here.
+    pub clock: &'a Clock,
+    /// Where the clock has stamps: `[rows]` of `i64`.
+    pub stamps: Option<DevicePtr>,
+}
+
+/// The columns of a batch, cut into blocks: the `fields` argument of `assemble`. Made once for each slot.
+#[derive(Debug, Clone)]
+pub struct AssemblePlan {
+    pub(crate) fields: Vec<u8>,
+    pub(crate) n_fields: u32,
+    pub(crate) batch: u32,
+    pub(crate) blocks: u32,
+}
+
+/// Threads of a block, in both kernels.
+pub(crate) const THREADS: u32 = 256;
+/// Targets of a tile, at most: `MAX_TILE` in both kernels.
+const MAX_TILE: usize = 128;
+/// 16-byte accesses of a thread that a tile is cut for. More spread a block's search over more work, fewer fill
+/// the chip with a small batch.
+const PACKS_PER_THREAD: usize = 2;
+/// Blocks that fill a large chip twice over: tiles are not cut larger than leaves this many.
+const ENOUGH_BLOCKS: usize = 1024;
+
+/// Targets of a tile, for `rows` of `row_bytes` in all.
+fn tile(steps: usize, samples: usize, row_bytes: usize) -> usize {
+    let packs = row_bytes.div_ceil(16);
+    let by_work = (PACKS_PER_THREAD * THREADS as usize / packs).clamp(1, MAX_TILE);
+    // At least one pack for each thread, even where that leaves few blocks.
+    let least = (THREADS as usize / packs).clamp(1, MAX_TILE);
+    let by_blocks = (steps * samples / ENOUGH_BLOCKS).max(least);
+    by_work.min(by_blocks).min(steps)
+}
+
+fn u32_of(what: &'static str, found: usize) -> Result<u32, PlanError> {
+    u32::try_from(found).map_err(|_too_large| PlanError::TooLarge { what, found })
+}
+
+fn block_count(blocks: u64) -> Result<u32, PlanError> {
+    u32::try_from(blocks)
+        .ok()
+        .filter(|&blocks| blocks <= i32::MAX.unsigned_abs())
+        .ok_or(PlanError::TooManyBlocks { blocks })
+}
+
+impl AssemblePlan {
+    /// Cuts `batch` samples of `columns` into blocks.
+    pub fn new(columns: &[Column<'_>], batch: usize) -> Result<Self, PlanError> {
+        if columns.is_empty() || batch == 0 {
+            return Err(PlanError::Empty { what: if batch == 0 { "the batch" } else { "the list of columns" } });
+        }
+        let mut fields = Vec::with_capacity(columns.len() * 64);
+        let mut blocks = 0_u64;
+        for column in columns {
+            let field = column.kernel.field();
+            let steps = column.kernel.steps();
+            let rows_per_tile = tile(steps, batch, field.dim * field.to.size_bytes());
+            let tiles = u32_of("steps", steps)?.div_ceil(u32_of("steps", rows_per_tile)?);
+            // mirrors Field in cuda/assemble.cu
+            for word in [column.out.0, column.mask.unwrap_or_default().0, column.offsets.0, column.kernel.max_gap()] {
+                fields.extend(word.to_le_bytes());
+            }
+            for word in [
+                u32_of("steps", steps)?,
+                u32_of("dim", field.dim)?,
+                u32_of("steps", rows_per_tile)?,
+                tiles,
+                block_count(blocks)?,
+                u32_of("element", field.from.size_bytes())?,
+            ] {
+                fields.extend(word.to_le_bytes());
+            }
+            let interp = match field.interp {
+                Interp::Linear => 0,
+                Interp::Nearest => 1,
+                Interp::Previous => 2,
+                Interp::Slerp => 3,
+            };
+            let by_rows = u8::from(matches!(field.offsets, Offsets::Rows(_)));
+            fields.extend([field.from.code(), field.to.code(), interp, by_rows, 0, 0, 0, 0]);
+            blocks = blocks.saturating_add(u64::from(tiles).saturating_mul(batch as u64));
+        }
+        let n_fields = u32_of("columns", columns.len())?;
+        Ok(Self { fields, n_fields, batch: u32_of("batch", batch)?, blocks: block_count(blocks)? })
+    }
+
+    /// The `fields` argument: copy it to the GPU, aligned to 8 bytes.
+    pub fn fields(&self) -> &[u8] {
+        &self.fields
+    }
+
+    /// Columns of the plan.
+    pub fn columns(&self) -> usize {
+        self.n_fields as usize
+    }
+
+    /// Samples of the plan.
+    pub fn batch(&self) -> usize {
+        self.batch as usize
+    }
+}
+
+/// Bytes of an encoded [`DeviceStream`].
+pub const SOURCE_BYTES: usize = 48;
+/// Bytes of an encoded [`Anchor`].
+pub const ANCHOR_BYTES: usize = 16;
+
+impl DeviceStream<'_> {
+    /// Appends the source as `assemble` reads it: `sources` is `[columns][batch]` of these.
+    pub fn encode(&self, to: &mut Vec<u8>) -> Result<(), PlanError> {
+        let rows = u64::from(u32_of("rows", self.clock.rows())?);
+        // mirrors Source in cuda/assemble.cu
+        let (first_ns, num, den) = match self.clock {
+            Clock::Uniform(clock) => (clock.first_ns(), clock.period_ns().0, clock.period_ns().1),
+            Clock::Stamps(_) => (self.clock.first_ns(), 0, 0),
+        };
+        let stamps = match (self.clock, self.stamps) {
+            (Clock::Uniform(_), _) => 0,
+            (Clock::Stamps(_), Some(stamps)) if stamps.0 != 0 => stamps.0,
+            (Clock::Stamps(_), _) => return Err(PlanError::Empty { what: "the address of a clock's stamps" }),
+        };
+        for word in [self.data.0, stamps, first_ns.cast_unsigned(), num.cast_unsigned(), den.cast_unsigned(), rows] {
+            to.extend(word.to_le_bytes());
+        }
+        Ok(())
+    }
+}
+
+impl Anchor {
+    /// Appends the anchor as `assemble` reads it: `anchors` is `[batch]` of these.
+    pub fn encode(&self, to: &mut Vec<u8>) {
+        // mirrors Anchor in cuda/assemble.cu
+        to.extend(self.t_ns.to_le_bytes());
+        to.extend(self.row.to_le_bytes());
+    }
+}
+
+/// One stream of a fusion: `src` `[B, rows, dim]` and `times` `[B, rows]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FuseStream {
+    pub src: DevicePtr,
+    pub times: DevicePtr,
+    pub rows: usize,
+    pub dim: usize,
+}
+
+/// `out[batch, steps, sum of dim]` from streams, at `targets[batch, steps]`: the parameter of `resample_*`.
+#[derive(Debug, Clone)]
+pub struct FusePlan {
+    /// The parameter, in words of its alignment.
+    pub(crate) words: Vec<u64>,
+    pub(crate) blocks: u32,
+    /// Where the kernel stands: by value dtype, time dtype, and few or many streams.
+    pub(crate) kernel: [usize; 3],
+}
+
+/// Streams that one launch takes, by kernel: parameters of a launch end at 4 KiB.
+pub const FUSE_STREAMS: [usize; 2] = [8, 80];
+pub(crate) const VALUES: [(DType, &str); 4] =
+    [(DType::Float16, "f16"), (DType::BFloat16, "bf16"), (DType::Float32, "f32"), (DType::Float64, "f64")];
+pub(crate) const TIMES: [(DType, &str); 3] =
+    [(DType::Float32, "f32"), (DType::Float64, "f64"), (DType::Int64, "i64")];
+
+impl FusePlan {
+    /// Cuts the work into blocks. All streams have dtype `values`, all times dtype `times`; one stream is `resample`.
+    pub fn new(
+        streams: &[FuseStream],
+        targets: DevicePtr,
+        out: DevicePtr,
+        batch: usize,
+        steps: usize,
+        values: DType,
+        times: DType,
+    ) -> Result<Self, PlanError> {
+        let value = VALUES.iter().position(|&(dtype, _)| dtype == values);
+        let value = value.ok_or(PlanError::Values { found: values })?;
+        let time = TIMES.iter().position(|&(dtype, _)| dtype == times);
+        let time = time.ok_or(PlanError::Times { found: times })?;
+        let many = FUSE_STREAMS.iter().position(|&most| streams.len() <= most);
+        let many = many.ok_or(PlanError::TooManyStreams { found: streams.len(), most: FUSE_STREAMS[1] })?;
+        for (what, found) in [("the list of streams", streams.len()), ("the batch", batch), ("targets", steps)] {
+            if found == 0 {
+                return Err(PlanError::Empty { what });
+            }
+        }
+        let size = values.size_bytes();
+        let width: usize = streams.iter().map(|stream| stream.dim).sum();
+        let pair = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
+        // mirrors Plan and Stream in cuda/resample.cu
+        let n_streams = u32_of("streams", streams.len())?;
+        let mut words =
+            vec![out.0, targets.0, pair(u32_of("targets", steps)?, u32_of("width", width)?), pair(n_streams, 0)];
+        let (mut blocks, mut column) = (0_u64, 0_usize);
+        for stream in streams {
+            if stream.rows == 0 || stream.dim == 0 {
+                return Err(PlanError::Empty { what: if stream.rows == 0 { "a stream" } else { "a stream's row" } });
+            }
+            let rows_per_tile = tile(steps, batch, stream.dim * size);
+            let tiles = u32_of("targets", steps)?.div_ceil(u32_of("targets", rows_per_tile)?);
+            let fits = |bytes: usize| {
+                let all = [stream.dim * size, column * size, width * size].iter().all(|n| n % bytes == 0);
+                all && bytes > size && (out.0 | stream.src.0).is_multiple_of(bytes as u64)
+            };
+            let pack = [16, 8].into_iter().find(|&bytes| fits(bytes)).map_or(1, |bytes| bytes / size);
+            words.extend([
+                stream.src.0,
+                stream.times.0,
+                pair(u32_of("rows", stream.rows)?, u32_of("dim", stream.dim)?),
+                pair(u32_of("targets", rows_per_tile)?, tiles),
+                pair(block_count(blocks)?, u32_of("width", column)?),
+                pair(u32_of("pack", pack)?, 0),
+            ]);
+            column += stream.dim;
+            blocks = blocks.saturating_add(u64::from(tiles).saturating_mul(batch as u64));
+        }
+        words.resize(4 + 6 * FUSE_STREAMS[many], 0);
+        Ok(Self { words, blocks: block_count(blocks)?, kernel: [value, time, many] })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiles_fill_the_chip_before_they_fill_a_block() {
+        assert_eq!(tile(250, 32, 512), 8, "a thousand blocks of 8 rows, 32 accesses each");
+        assert_eq!(tile(512, 64, 1024), 8, "two accesses for each thread where there is work enough");
+        assert_eq!(tile(1024, 64, 64), 64, "at least an access for each thread");
+        assert_eq!(tile(50, 4, 24), 50, "never more than a sample's targets");
+        assert_eq!(tile(1_000_000, 64, 4), MAX_TILE);
+        assert_eq!(tile(8, 8, 1 << 20), 1);
+    }
+
+    #[test]
+    fn plans_that_no_launch_could_hold_are_refused() {
+        let stream = FuseStream { src: DevicePtr(16), times: DevicePtr(16), rows: 1, dim: 1 };
+        let plan = |streams: &[FuseStream], batch, values, times| {
+            FusePlan::new(streams, DevicePtr(16), DevicePtr(16), batch, 5, values, times)
+        };
+        let (f32s, i64s) = (DType::Float32, DType::Int64);
+        assert!(matches!(plan(&[], 1, f32s, i64s), Err(PlanError::Empty { .. })));
+        assert!(matches!(plan(&[stream], 0, f32s, i64s), Err(PlanError::Empty { .. })));
+        assert!(matches!(plan(&[stream; 81], 1, f32s, i64s), Err(PlanError::TooManyStreams { found: 81, most: 80 })));
+        assert!(matches!(plan(&[stream], 1, i64s, i64s), Err(PlanError::Values { .. })));
+        assert!(matches!(plan(&[stream], 1, f32s, DType::Int32), Err(PlanError::Times { .. })));
+        assert!(matches!(plan(&[stream], 1 << 31, f32s, i64s), Err(PlanError::TooManyBlocks { .. })));
+        assert!(matches!(
+            plan(&[FuseStream { rows: 1 << 32, ..stream }], 1, f32s, i64s),
+            Err(PlanError::TooLarge { what: "rows", .. })
+        ));
+        assert_eq!(plan(&[stream; 9], 1, f32s, i64s).map(|plan| plan.words.len() * 8).ok(), Some(32 + 80 * 48));
+    }
+}
