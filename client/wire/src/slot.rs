@@ -146,6 +146,11 @@ impl SlotWord {
         Word(self.0.load(Ordering::Acquire))
     }
 
+    #[cfg(loom)]
+    pub(crate) fn scribble(&self, bits: u64, ordering: Ordering) {
+        self.0.store(bits, ordering);
+    }
+
     /// Exchange `from` for `to`, if the word still is `from`.
     #[inline]
     pub fn replace(&self, from: Word, to: Word) -> Replaced {

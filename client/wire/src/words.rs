@@ -142,6 +142,12 @@ impl Line {
             run: AtomicU32::new(0),
         }
     }
+
+    /// Overwrite the slot's word, as a peer that breaks the protocol can.
+    #[cfg(loom)]
+    pub fn scribble(&self, bits: u64, ordering: Ordering) {
+        self.word.scribble(bits, ordering);
+    }
 }
 
 /// Where [`Words`] begin in `control`.
