@@ -249,7 +249,7 @@ fn open_directory(path: &Path) -> Result<Box<dyn LayoutReader>, OpenError> {
 
 /// `source` is the file the text came from, for errors; none where the caller gave it.
 fn open_manifest(root: &Path, source: Option<&Path>, text: &str) -> Result<Box<dyn LayoutReader>, OpenError> {
-    crate::tabular::open(root, source.unwrap_or(Path::new("the manifest given")), text)
+    crate::tabular::open(root, source.unwrap_or_else(|| Path::new("the manifest given")), text)
 }
 
 fn read_text(path: &Path) -> Result<String, OpenError> {

@@ -11,8 +11,9 @@ use arrow::array::{Array, AsArray};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Int64Type};
 
+use crate::bound::Bound;
 use crate::dataset::{EpisodeInfo, Layout};
-use crate::draw::{Axis, Bound, Loaded};
+use crate::draw::{Axis, Loaded};
 use crate::error::{OpenError, ReadError};
 use crate::files::relative;
 use crate::manifest::{Manifest, StreamDecl, Time};

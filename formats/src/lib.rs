@@ -4,6 +4,7 @@
 //! disk is the business of one reader per layout; what a file is, of one table per format.
 
 mod arrow_ipc;
+mod bound;
 mod contain;
 mod dataset;
 mod draft;

@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 use arrow::array::{Array, ArrayRef, AsArray};
 use arrow::datatypes::DataType;
 
+use crate::bound::Bound;
 use crate::dataset::{EpisodeInfo, Layout};
-use crate::draw::{Axis, Bound, Loaded};
+use crate::draw::{Axis, Loaded};
 use crate::error::{OpenError, ReadError};
 use crate::files::relative;
 use crate::filter::{check, narrow};

@@ -6,8 +6,9 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use crate::bound::Bound;
 use crate::dataset::{EpisodeInfo, Layout};
-use crate::draw::{Axis, Bound, Loaded};
+use crate::draw::{Axis, Loaded};
 use crate::error::{OpenError, ReadError};
 use crate::files::{find, relative};
 use crate::manifest::{Manifest, Time};

@@ -14,8 +14,9 @@ use arrow::array::ArrayRef;
 use arrow::datatypes::DataType;
 use robocache_types::Clock;
 
+use crate::bound::Bound;
 use crate::dataset::{EpisodeInfo, Layout, Stream, StreamKind, StreamSchema, TextTable};
-use crate::draw::{Axis, Bound, Loaded};
+use crate::draw::{Axis, Loaded};
 use crate::error::{OpenError, ReadError};
 use crate::layout::LayoutReader;
 use crate::manifest::Manifest;
