@@ -1,0 +1,246 @@
+//! Clients and daemons that are killed, stopped or told to go: nothing is lost, nothing comes twice, nobody else
+//! notices.
+
+mod support;
+
+use std::io::Write;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use robocache::{Loader, LoaderError, Position};
+use rustix::process::Signal;
+use support::{Daemon, data};
+
+/// A trainer in a process of its own: this test binary again, running only [`trainer_process`].
+fn trainer(daemon: &Daemon, log: &Path, start: Position) -> Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "trainer_process", "--nocapture"])
+        .env("TRAINER_SOCKET", daemon.socket())
+        .env("TRAINER_LOG", log)
+        .env("TRAINER_START", format!("{} {}", start.epoch, start.consumed))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+/// Not a test: what [`trainer`] runs. Writes a line for every batch it is done with.
+#[test]
+fn trainer_process() {
+    let Ok(socket) = std::env::var("TRAINER_SOCKET") else { return };
+    let start = std::env::var("TRAINER_START").unwrap();
+    let (epoch, consumed) = start.split_once(' ').unwrap();
+    let start = Position { epoch: epoch.parse().unwrap(), consumed: consumed.parse().unwrap() };
+    let mut log = std::fs::File::options().append(true).open(std::env::var("TRAINER_LOG").unwrap()).unwrap();
+    let builder = Loader::builder(data("g1_v30_conv")).batch_size(64).features(["action"]).shuffle(true).seed(9);
+    let mut loader = builder.socket(socket).start(start).connect().unwrap();
+    let mut held = std::collections::VecDeque::new();
+    loop {
+        let Some(batch) = loader.next_batch().unwrap() else { continue };
+        let after = batch.position_after();
+        // One write, so that a kill leaves whole lines only.
+        let line = format!("{} {} {:?}\n", after.epoch, after.consumed, batch.ids());
+        log.write_all(line.as_bytes()).unwrap();
+        held.push_back(batch);
+        if held.len() > 2 {
+            held.pop_front();
+        }
+    }
+}
+
+fn lines(log: &Path) -> Vec<(Position, String)> {
+    let text = std::fs::read_to_string(log).unwrap();
+    let whole = text.rsplit_once('\n').map_or("", |(whole, _cut)| whole);
+    let line = |line: &str| {
+        let mut words = line.splitn(3, ' ');
+        let mut number = || words.next().unwrap().parse().unwrap();
+        let position = Position { epoch: number(), consumed: number() };
+        (position, words.next().unwrap().to_owned())
+    };
+    whole.lines().map(line).collect()
+}
+
+#[test]
+fn two_hundred_kills_in_a_row_lose_and_repeat_nothing() {
+    let daemon = Daemon::start(&[]);
+    let directory = tempfile::tempdir().unwrap();
+    let log = directory.path().join("log");
+    std::fs::write(&log, "").unwrap();
+    let mut random = 0x2545_f491_u64;
+    let mut bystander = daemon.loader(data("g1_v21")).features(["action"]).shuffle(true).connect().unwrap();
+    let mut position = Position::default();
+    for _ in 0..200 {
+        let before = lines(&log).len();
+        let mut child = trainer(&daemon, &log, position);
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let wanted = before + 1 + usize::try_from(random >> 61).unwrap();
+        daemon.wait_until("the trainer has done some batches", || lines(&log).len() >= wanted);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        position = lines(&log).last().unwrap().0;
+        bystander.next_batch().unwrap();
+    }
+    let seen = lines(&log);
+    let mut whole = daemon.loader(data("g1_v30_conv")).features(["action"]).shuffle(true).seed(9).connect().unwrap();
+    for (n, (position, ids)) in seen.iter().enumerate() {
+        let batch = loop {
+            if let Some(batch) = whole.next_batch().unwrap() {
+                break batch;
+            }
+        };
+        assert_eq!((&batch.position_after(), &format!("{:?}", batch.ids())), (position, ids), "batch {n}");
+    }
+    daemon.wait_until("the killed trainers' loaders are gone", || {
+        daemon.status()["loaders"].as_array().unwrap().len() == 2
+    });
+}
+
+#[test]
+fn the_slots_of_a_killed_client_are_free_as_soon_as_it_is_gone() {
+    let daemon = Daemon::start(&[]);
+    let directory = tempfile::tempdir().unwrap();
+    let log = directory.path().join("log");
+    std::fs::write(&log, "").unwrap();
+    let mut child = trainer(&daemon, &log, Position::default());
+    daemon.wait_until("the trainer holds slots", || lines(&log).len() > 5);
+    assert_eq!(daemon.status()["loaders"].as_array().unwrap().len(), 1);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    // The kernel closes the socket before `wait` returns, so the daemon learns of it with its next poll.
+    daemon.wait_until("its ring is gone", || daemon.status()["loaders"].as_array().unwrap().is_empty());
+}
+
+#[test]
+fn a_stopped_client_stalls_only_itself() {
+    let daemon = Daemon::start(&["--threads", "1"]);
+    let directory = tempfile::tempdir().unwrap();
+    let log = directory.path().join("log");
+    std::fs::write(&log, "").unwrap();
+    let mut child = trainer(&daemon, &log, Position::default());
+    daemon.wait_until("the trainer works", || lines(&log).len() > 3);
+    rustix::process::kill_process(support::pid(child.id()), Signal::STOP).unwrap();
+    let mut other = daemon.loader(data("g1_v30_conv")).features(["action"]).connect().unwrap();
+    let batches = (&mut other).map(|batch| u64::from(batch.unwrap().rows() > 0)).sum::<u64>();
+    assert_eq!(batches, 562);
+    let stalled = lines(&log).len();
+    rustix::process::kill_process(support::pid(child.id()), Signal::CONT).unwrap();
+    daemon.wait_until("the trainer goes on", || lines(&log).len() > stalled + 3);
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn a_client_of_a_killed_daemon_gets_an_error_and_goes_on_with_the_next_one() {
+    let mut daemon = Daemon::start(&[]);
+    let make = |daemon: &Daemon, start| {
+        daemon.loader(data("g1_v30_conv")).features(["action"]).shuffle(true).seed(2).start(start).connect().unwrap()
+    };
+    let whole: Vec<Vec<u64>> = make(&daemon, Position::default()).map(|batch| batch.unwrap().ids()).collect();
+    let mut loader = make(&daemon, Position::default());
+    let mut seen = Vec::new();
+    let held = loader.next_batch().unwrap().unwrap();
+    seen.push(held.ids());
+    for _ in 0..100 {
+        seen.push(loader.next_batch().unwrap().unwrap().ids());
+    }
+    daemon.kill();
+    let error = loop {
+        match loader.next_batch() {
+            Ok(batch) => seen.push(batch.unwrap().ids()), // what was ready is still delivered
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, LoaderError::DaemonGone { .. }), "{error}");
+    assert_eq!(held.ids(), seen[0], "a batch in a trainer's hands survives the daemon");
+    let state = loader.position();
+    let daemon = daemon.restart(&[]);
+    seen.extend(make(&daemon, state).map(|batch| batch.unwrap().ids()));
+    assert_eq!(seen, whole);
+}
+
+#[test]
+fn sigterm_lets_clients_take_what_is_ready_and_then_leaves() {
+    let mut daemon = Daemon::start(&[]);
+    let mut loader = daemon.loader(data("g1_v30_conv")).features(["action"]).slots(8).connect().unwrap();
+    let first = loader.next_batch().unwrap().unwrap();
+    daemon.wait_until("the ring is full", || daemon.status()["loaders"][0]["slots"]["ready"] == 7);
+    daemon.signal(Signal::TERM);
+    let mut ids = first.ids();
+    let error = loop {
+        match loader.next_batch() {
+            Ok(batch) => ids.extend(batch.unwrap().ids()),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, LoaderError::Draining { .. } | LoaderError::DaemonGone { .. }), "{error}");
+    assert_eq!(ids, (0..8 * 64).collect::<Vec<_>>(), "all that was ready");
+    assert!(daemon.wait().success(), "{}", daemon.log());
+    assert!(!daemon.socket().exists(), "the socket is gone");
+}
+
+#[test]
+fn sigterm_leaves_even_if_a_client_takes_nothing() {
+    let mut daemon = Daemon::start(&[]);
+    let loader = daemon.loader(data("g1_v30_conv")).features(["action"]).connect().unwrap();
+    daemon.wait_until("the ring is full", || daemon.status()["loaders"][0]["slots"]["ready"] == 4);
+    daemon.signal(Signal::TERM);
+    daemon.signal(Signal::TERM); // twice: at once
+    assert!(daemon.wait().success(), "{}", daemon.log());
+    drop(loader);
+}
+
+#[test]
+fn a_daemon_with_a_parent_leaves_when_standard_input_ends() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_robocached"))
+        .args(["serve", "--exit-with-parent", "--socket"])
+        .arg(directory.path().join("d.sock"))
+        .stdin(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    assert!(child.try_wait().unwrap().is_none());
+    drop(child.stdin.take());
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn a_second_daemon_on_the_same_socket_is_refused_with_the_pid_of_the_first() {
+    let daemon = Daemon::start(&[]);
+    let second = Command::new(env!("CARGO_BIN_EXE_robocached"))
+        .args(["serve", "--socket"])
+        .arg(daemon.socket())
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let said = String::from_utf8(second.stderr).unwrap();
+    assert_eq!(second.status.code(), Some(4), "{said}");
+    assert!(said.contains(&daemon.child.id().to_string()), "{said}");
+    daemon.status();
+}
+
+#[test]
+fn sighup_reads_the_config_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = directory.path().join("robocached.toml");
+    let write = |name: &str| {
+        let text = format!("[datasets]\n{name} = {:?}\n", data("g1_v30_conv"));
+        std::fs::write(&config, text).unwrap();
+    };
+    write("before");
+    let daemon = Daemon::start(&["--config", config.to_str().unwrap()]);
+    let connect = |name: &str| daemon.loader(name).features(["action"]).connect();
+    let mut running = connect("before").unwrap();
+    write("after");
+    daemon.signal(Signal::HUP);
+    daemon.wait_until("the new name is served", || daemon.status()["served"][0] == "after");
+    connect("after").unwrap().next_batch().unwrap().unwrap();
+    let error = connect("before").unwrap_err().to_string();
+    assert!(error.contains("before") && error.contains("after"), "{error}");
+    running.next_batch().unwrap().unwrap();
+    std::fs::write(&config, "[datasets\n").unwrap();
+    daemon.signal(Signal::HUP);
+    daemon.wait_until("the daemon complains", || daemon.log().contains("cannot re-read the config"));
+    running.next_timeout(Duration::from_secs(5)).unwrap();
+}

@@ -1,0 +1,134 @@
+//! A real `robocached` process for a test, and the data it reads. Killed when dropped.
+
+#![expect(dead_code, reason = "each test file uses what it needs")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use robocache::{Loader, LoaderBuilder};
+
+/// How long anything may take before a test gives up on it: generous, since nothing here measures speed.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A running daemon with a socket of its own.
+#[derive(Debug)]
+pub struct Daemon {
+    pub child: Child,
+    directory: tempfile::TempDir,
+}
+
+impl Daemon {
+    /// Starts a daemon and waits until it listens.
+    pub fn start(arguments: &[&str]) -> Self {
+        Self::start_in(tempfile::tempdir().unwrap(), arguments)
+    }
+
+    fn start_in(directory: tempfile::TempDir, arguments: &[&str]) -> Self {
+        let log = std::fs::File::options().create(true).append(true).open(directory.path().join("log")).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_robocached"))
+            .arg("serve")
+            .arg("--socket")
+            .arg(directory.path().join("d.sock"))
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let daemon = Self { child, directory };
+        daemon.wait_until("it listens", || std::os::unix::net::UnixStream::connect(daemon.socket()).is_err_and(|e| {
+            // A stream socket cannot connect to a SOCK_SEQPACKET listener: EPROTOTYPE says that one is there.
+            e.raw_os_error() == Some(91)
+        }));
+        daemon
+    }
+
+    /// Another daemon on the socket of one that is gone.
+    pub fn restart(mut self, arguments: &[&str]) -> Self {
+        self.kill();
+        let directory = std::mem::replace(&mut self.directory, tempfile::tempdir().unwrap());
+        Self::start_in(directory, arguments)
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.directory.path().join("d.sock")
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join("log")).unwrap()
+    }
+
+    pub fn loader(&self, dataset: impl AsRef<Path>) -> LoaderBuilder {
+        Loader::builder(dataset).batch_size(64).socket(self.socket())
+    }
+
+    pub fn status(&self) -> serde_json::Value {
+        robocache::admin::status(&self.socket()).unwrap()
+    }
+
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        rustix::process::kill_process(pid(self.child.id()), signal).unwrap();
+    }
+
+    /// `kill -9`, and waits until it is gone.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Waits for the daemon to end by itself.
+    pub fn wait(&mut self) -> ExitStatus {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(start.elapsed() < PATIENCE, "the daemon does not end; its log:\n{}", self.log());
+            std::thread::yield_now();
+        }
+    }
+
+    /// Waits until something holds.
+    pub fn wait_until(&self, what: &str, holds: impl Fn() -> bool) {
+        let start = Instant::now();
+        while !holds() {
+            assert!(start.elapsed() < PATIENCE, "waited in vain until {what}; the log:\n{}", self.log());
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // It may have ended already; either way nothing is left running.
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+pub fn pid(id: u32) -> rustix::process::Pid {
+    rustix::process::Pid::from_raw(i32::try_from(id).unwrap()).unwrap()
+}
+
+/// Real recordings: `$ROBOCACHE_TEST_DATA`, else `shared/data` beside the checkout.
+pub fn data(name: &str) -> PathBuf {
+    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data");
+    let root = std::env::var_os("ROBOCACHE_TEST_DATA").map_or(beside, PathBuf::from);
+    let path = root.join(name);
+    assert!(path.exists(), "{path:?} is missing: tests read real recordings there; set ROBOCACHE_TEST_DATA");
+    path
+}
+
+/// A copy of a LeRobot dataset that a test may break.
+pub fn copy(from: &Path, to: &Path) {
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            std::fs::create_dir_all(&target).unwrap();
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
