@@ -30,7 +30,7 @@ def test_a_view_keeps_its_values_while_the_daemon_refills(g1: str, sock: str, fr
     batch = next(epoch)
     # Slices, which are views of views.
     kept = batch["action"][:, 2:5]
-    wanted = np.array(kept, copy=True)
+    wanted = np.asarray(kept).copy()
     del batch
     gc.collect()
     for _ in range(30):

@@ -108,8 +108,13 @@ def test_dtypes_are_as_asked_in_every_framework(g1: str, sock: str) -> None:
     assert isinstance(batch["action"], jax.Array)
     assert batch["action"].dtype == ml_dtypes.bfloat16
     assert batch["action_is_pad"].dtype == np.bool_
-    assert batch["index"].dtype == np.int64
-    np.testing.assert_array_equal(np.asarray(batch["index"]), exact["index"])
+    # Never cut to 32 bits, whether JAX keeps 64 or not.
+    for wide in (False, True):
+        with jax.enable_x64(wide):
+            batch = next(iter(loader_of(g1, shuffle=False, framework="jax")))
+            assert isinstance(batch["t_ns"], jax.Array) is wide
+            assert batch["t_ns"].dtype == np.int64
+            np.testing.assert_array_equal(np.asarray(batch["t_ns"]), exact["t_ns"])
     assert batch["task"] == exact["task"]
 
 

@@ -84,8 +84,9 @@ def test_a_forked_child_attaches_by_itself_and_disturbs_nobody(g1: str, sock: st
 
 def test_a_forked_child_that_exits_the_ordinary_way_leaves_the_parent_attached(g1: str, daemon: Any) -> None:
     script = f"""
-        import os, sys
+        import os, sys, warnings
         import robocache as rc
+        warnings.simplefilter("ignore", rc.RoboCacheWarning)
         loader = rc.DataLoader({g1!r}, batch_size=500, framework="numpy", socket={daemon.socket!r})
         epoch = iter(loader)
         batch = next(epoch)
@@ -137,7 +138,7 @@ def test_a_spawned_child_attaches_by_itself(g1: str, sock: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("workers", "context"), [(0, None), (1, "fork"), (2, "fork"), (3, "spawn"), (2, "forkserver")]
+    ("workers", "context"), [(0, None), (1, "fork"), (2, "fork"), (2, "spawn"), (2, "forkserver")]
 )
 @pytest.mark.filterwarnings("ignore:Length of IterableDataset:UserWarning")
 def test_torchs_dataloader_with_any_workers_sees_every_sample_once(
@@ -187,8 +188,9 @@ def test_torch_distributed_gives_the_rank(g1: str, daemon: Any, tmp_path: Any) -
         )
         for rank in range(2)
     ]
-    said = [process.communicate()[0] for process in processes]
-    assert said == ["0 2 2\n", "1 2 3\n"]
+    # Gloo prints lines of its own before.
+    said = [process.communicate()[0].splitlines()[-1] for process in processes]
+    assert said == ["0 2 2", "1 2 3"]
 
 
 EMBEDDED = """

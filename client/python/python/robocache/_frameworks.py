@@ -61,9 +61,13 @@ def _numpy(tensor: _robocache.Tensor) -> Any:
 
 
 def _jax() -> View:
+    import jax
     from jax.dlpack import from_dlpack
 
     def view(tensor: _robocache.Tensor) -> Any:
+        # JAX would cut 64-bit values to their lower half (`t_ns` above all) unless it was told to keep them.
+        if tensor.dtype in ("int64", "uint64", "float64") and not jax.config.jax_enable_x64:
+            return _numpy(tensor)
         return from_dlpack(tensor)
 
     return view
