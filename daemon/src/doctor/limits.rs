@@ -50,12 +50,15 @@ fn say(limit: Option<u64>, what: impl Fn(u64) -> String) -> String {
 fn descriptors() -> Finding {
     let limit = getrlimit(Resource::Nofile);
     let plain = |n: u64| n.to_string();
-    let found = format!("{} open files (hard limit {})", say(limit.current, plain), say(limit.maximum, plain));
+    let found =
+        format!("{} open files (hard limit {})", say(limit.current, plain), say(limit.maximum, plain));
     match limit.current {
         Some(soft) if soft < DESCRIPTORS => Finding::warn(
             "nofile",
             found,
-            format!("ulimit -n {DESCRIPTORS} before serving, or LimitNOFILE={DESCRIPTORS} in the systemd unit"),
+            format!(
+                "ulimit -n {DESCRIPTORS} before serving, or LimitNOFILE={DESCRIPTORS} in the systemd unit"
+            ),
         ),
         _ => Finding::ok("nofile", found),
     }
@@ -64,7 +67,8 @@ fn descriptors() -> Finding {
 fn locked_memory() -> Finding {
     let limit = getrlimit(Resource::Memlock);
     let size = |n: u64| Bytes(n).to_string();
-    let found = format!("{} may be locked (hard limit {})", say(limit.current, size), say(limit.maximum, size));
+    let found =
+        format!("{} may be locked (hard limit {})", say(limit.current, size), say(limit.maximum, size));
     match limit.current {
         Some(soft) if soft < 64 << 20 && host::libcuda().is_some() => Finding::warn(
             "memlock",
@@ -108,7 +112,11 @@ fn overcommit() -> Finding {
 
 fn cpus() -> Finding {
     let Ok(usable) = std::thread::available_parallelism() else {
-        return Finding::warn("cpus", "their number cannot be found out", "give `serve` an explicit --threads");
+        return Finding::warn(
+            "cpus",
+            "their number cannot be found out",
+            "give `serve` an explicit --threads",
+        );
     };
     let online = host::online_cpus();
     let found = match online {
@@ -116,7 +124,11 @@ fn cpus() -> Finding {
         None => format!("{usable} usable"),
     };
     if usable.get() == 1 {
-        return Finding::warn("cpus", found, "daemon and trainer share one CPU; widen the cpuset or the quota");
+        return Finding::warn(
+            "cpus",
+            found,
+            "daemon and trainer share one CPU; widen the cpuset or the quota",
+        );
     }
     Finding::ok("cpus", found)
 }

@@ -27,7 +27,10 @@ fn directory(socket: &Path) -> Finding {
     let metadata = match std::fs::symlink_metadata(directory) {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return Finding::ok(check, format!("{directory:?} is not there yet; serve makes it, for this user only"));
+            return Finding::ok(
+                check,
+                format!("{directory:?} is not there yet; serve makes it, for this user only"),
+            );
         }
         Err(error) => {
             let found = format!("{directory:?} cannot be looked at: {error}");
@@ -37,10 +40,18 @@ fn directory(socket: &Path) -> Finding {
     let (uid, mode, own) = (metadata.uid(), metadata.mode() & 0o7777, rustix::process::geteuid().as_raw());
     let found = format!("{directory:?} is user {uid}'s, mode {mode:o}");
     if !metadata.is_dir() {
-        return Finding::fail(check, format!("{directory:?} is no directory"), "remove it, or choose another --socket");
+        return Finding::fail(
+            check,
+            format!("{directory:?} is no directory"),
+            "remove it, or choose another --socket",
+        );
     }
     if uid != own && uid != 0 {
-        return Finding::fail(check, found, "it must be yours: choose another --socket, or set ROBOCACHE_SOCKET");
+        return Finding::fail(
+            check,
+            found,
+            "it must be yours: choose another --socket, or set ROBOCACHE_SOCKET",
+        );
     }
     let sticky = mode & 0o1000 != 0;
     if mode & 0o022 != 0 && !sticky {
@@ -65,7 +76,9 @@ fn daemon(socket: &Path) -> Finding {
             Finding::warn(check, found, cure)
         }
         Err(AskError::NoDaemon { .. }) => Finding::ok(check, format!("none runs on {socket:?}")),
-        Err(error) => Finding::warn(check, error.to_string(), "stop that process, or choose another --socket"),
+        Err(error) => {
+            Finding::warn(check, error.to_string(), "stop that process, or choose another --socket")
+        }
     }
 }
 
@@ -74,9 +87,10 @@ fn gpu_driver() -> Finding {
         .ok()
         .and_then(|text| text.lines().next().map(str::to_owned));
     match (host::libcuda(), version) {
-        (Some(library), version) => {
-            Finding::ok("gpu", format!("{}, {}", library.display(), version.as_deref().unwrap_or("version unknown")))
-        }
+        (Some(library), version) => Finding::ok(
+            "gpu",
+            format!("{}, {}", library.display(), version.as_deref().unwrap_or("version unknown")),
+        ),
         (None, None) => Finding::ok("gpu", "no NVIDIA driver; device cpu is served"),
         (None, Some(version)) => Finding::warn(
             "gpu",

@@ -23,7 +23,11 @@ pub(super) fn write(path: &Path, target: Option<&Path>, force: bool) -> anyhow::
         None => beside(path)?,
     };
     let mut options = OpenOptions::new();
-    if force { options.write(true).create(true).truncate(true) } else { options.write(true).create_new(true) };
+    if force {
+        options.write(true).create(true).truncate(true)
+    } else {
+        options.write(true).create_new(true)
+    };
     let mut file = match options.open(&target) {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {
             return Err(anyhow!("{target:?} is there already; use --force to overwrite it, or - for stdout"));

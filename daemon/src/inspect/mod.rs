@@ -10,7 +10,9 @@ mod show;
 use std::path::Path;
 
 use anyhow::Context;
-use robocache_formats::{Dataset, Layout, OpenError, OpenOptions, StreamKind, StreamStats, draft_manifest, stream_stats};
+use robocache_formats::{
+    Dataset, Layout, OpenError, OpenOptions, StreamKind, StreamStats, draft_manifest, stream_stats,
+};
 use serde::Serialize;
 
 use crate::cli::{self, InspectArgs};
@@ -56,6 +58,8 @@ struct StreamReport {
     interp: Option<robocache_types::Interp>,
     /// Streams with the same number share their clock.
     clock: usize,
+    /// Rows over time, holes and repeats and all; of one episode.
+    mean_rate_hz: Option<f64>,
     /// Distinct texts over all episodes.
     texts: Option<usize>,
     /// Not of opaque streams.
@@ -79,9 +83,11 @@ pub fn run(args: &InspectArgs) -> Result<Exit, Failure> {
     }
     let (dataset, drafted) = open(args)?;
     let report = report(args, &dataset, drafted)?;
-    let text = if args.json { format!("{:#}\n", serde_json::to_value(&report)?) } else { show::text(&report) };
+    let text =
+        if args.json { format!("{:#}\n", serde_json::to_value(&report)?) } else { show::text(&report) };
     cli::print(&text)?;
-    let refused = report.streams.iter().filter_map(|stream| stream.stats.as_ref()).any(|stats| stats.error.is_some());
+    let refused =
+        report.streams.iter().filter_map(|stream| stream.stats.as_ref()).any(|stats| stats.error.is_some());
     Ok(if refused { Exit::Failed } else { Exit::Ok })
 }
 
@@ -90,9 +96,9 @@ fn open(args: &InspectArgs) -> anyhow::Result<(Dataset, Option<Vec<String>>)> {
     let path = &args.path;
     let manifest = match &args.manifest {
         None => None,
-        Some(file) => {
-            Some(std::fs::read_to_string(file).with_context(|| format!("cannot read the manifest {file:?}"))?)
-        }
+        Some(file) => Some(
+            std::fs::read_to_string(file).with_context(|| format!("cannot read the manifest {file:?}"))?,
+        ),
     };
     match Dataset::open(path, &OpenOptions { manifest }) {
         Err(error @ OpenError::NotADataset { .. }) if args.manifest.is_none() => {
@@ -118,7 +124,11 @@ fn report(args: &InspectArgs, dataset: &Dataset, drafted: Option<Vec<String>>) -
             let range = episodes.first().zip(episodes.last()).map(|(first, last)| (first.index, last.index));
             let (first, last) = range.unwrap_or_default();
             episodes.iter().position(|episode| episode.index == wanted).with_context(|| {
-                format!("no episode {wanted} in {:?}; it has {} ({first} to {last})", args.path, episodes.len())
+                format!(
+                    "no episode {wanted} in {:?}; it has {} ({first} to {last})",
+                    args.path,
+                    episodes.len()
+                )
             })?
         }
     };
@@ -187,10 +197,17 @@ fn stream_report(
         kind,
         interp: schema.interp,
         clock: schema.clock,
+        mean_rate_hz: stats.as_ref().filter(|stats| stats.episodes == 1).and_then(mean_rate_hz),
         texts,
         coverage: span.filter(|_| !opaque).and_then(|span| coverage(dataset, stream, position, span)),
         stats,
     }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "for people")]
+fn mean_rate_hz(stats: &StreamStats) -> Option<f64> {
+    let length_ns = stats.last_ns?.checked_sub(stats.first_ns?)?;
+    (length_ns > 0).then(|| stats.rows.saturating_sub(1) as f64 * 1e9 / length_ns as f64)
 }
 
 /// The stream's part of the episode's time line. Steps of more than five median ones are holes.

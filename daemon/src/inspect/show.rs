@@ -8,9 +8,21 @@ use super::picture;
 use super::{Report, StreamReport};
 
 /// Headings of the table, left and right aligned columns as [`RIGHT`] says.
-const HEADINGS: [&str; 11] =
-    ["stream", "type", "rows", "Hz", "jitter 0.5x .. 2x", "gaps", "longest", "dup", "null", "NaN", "min .. max"];
-const RIGHT: [bool; 11] = [false, false, true, true, false, true, true, true, true, true, false];
+const HEADINGS: [&str; 12] = [
+    "stream",
+    "type",
+    "rows",
+    "mean Hz",
+    "Hz",
+    "jitter 0.5x .. 2x",
+    "gaps",
+    "longest",
+    "dup",
+    "null",
+    "NaN",
+    "min .. max",
+];
+const RIGHT: [bool; 12] = [false, false, true, true, true, false, true, true, true, true, true, false];
 
 pub(super) fn text(report: &Report) -> String {
     let mut text = String::new();
@@ -34,15 +46,24 @@ pub(super) fn text(report: &Report) -> String {
     for row in table(&report.streams) {
         line(format_args!("{}", row.trim_end()));
     }
+    for (names, first) in by_clock(&report.streams) {
+        clock_problems(first)
+            .into_iter()
+            .for_each(|problem| line(format_args!("{}: {problem}", label(&names))));
+    }
     for stream in &report.streams {
-        for problem in problems(stream) {
-            line(format_args!("{}: {problem}", stream.name));
-        }
+        problems(stream).into_iter().for_each(|problem| line(format_args!("{}: {problem}", stream.name)));
     }
     if let (Some(start), Some(end)) = (looked.start_ns, looked.end_ns) {
-        line(format_args!("\ntime line of episode {}, {}", looked.episode_index, seconds(end.saturating_sub(start))));
-        for (names, coverage) in coverages(&report.streams) {
-            line(format_args!("{coverage} {}", names.join(", ")));
+        line(format_args!(
+            "\ntime line of episode {}, {}",
+            looked.episode_index,
+            seconds(end.saturating_sub(start))
+        ));
+        for (names, first) in by_clock(&report.streams) {
+            if let Some(coverage) = &first.coverage {
+                line(format_args!("{coverage} {}", label(&names)));
+            }
         }
     }
     text
@@ -75,7 +96,9 @@ fn table(streams: &[StreamReport]) -> Vec<String> {
         if RIGHT[column] { format!("{cell:>width$}") } else { format!("{cell:width$}") }
     };
     rows.iter()
-        .map(|row| row.iter().enumerate().map(|(column, cell)| pad(column, cell)).collect::<Vec<_>>().join("  "))
+        .map(|row| {
+            row.iter().enumerate().map(|(column, cell)| pad(column, cell)).collect::<Vec<_>>().join("  ")
+        })
         .collect()
 }
 
@@ -86,14 +109,15 @@ fn cells(stream: &StreamReport) -> [String; HEADINGS.len()] {
     row[1] = stream_type(stream);
     let Some(stats) = &stream.stats else { return row };
     row[2] = stats.rows.to_string();
-    row[3] = stats.median_rate_hz.map_or_else(none, |hz| format!("{hz:.2}"));
-    row[4] = stats.jitter.map_or_else(none, |bins| picture::histogram(&bins));
-    row[5] = stats.gaps_over_1_5_periods.to_string();
-    row[6] = stats.longest_gaps.first().map_or_else(none, |gap| seconds(gap.length_ns));
-    row[7] = stats.duplicate_stamps.to_string();
-    row[8] = stats.nulls.to_string();
-    row[9] = stats.nan.to_string();
-    row[10] = match (stats.min, stats.max) {
+    row[3] = stream.mean_rate_hz.map_or_else(none, |hz| format!("{hz:.2}"));
+    row[4] = stats.median_rate_hz.map_or_else(none, |hz| format!("{hz:.2}"));
+    row[5] = stats.jitter.map_or_else(none, |bins| picture::histogram(&bins));
+    row[6] = stats.gaps_over_1_5_periods.to_string();
+    row[7] = stats.longest_gaps.first().map_or_else(none, |gap| seconds(gap.length_ns));
+    row[8] = stats.duplicate_stamps.to_string();
+    row[9] = stats.nulls.to_string();
+    row[10] = stats.nan.to_string();
+    row[11] = match (stats.min, stats.max) {
         (Some(min), Some(max)) => format!("{} .. {}", number(min), number(max)),
         _ => none(),
     };
@@ -112,34 +136,52 @@ fn stream_type(stream: &StreamReport) -> String {
     }
 }
 
-fn problems(stream: &StreamReport) -> Vec<String> {
+/// What is wrong with the stamps, which streams of one clock have in common.
+fn clock_problems(stream: &StreamReport) -> Vec<String> {
     let Some(stats) = &stream.stats else { return Vec::new() };
-    let StreamStats { backward_stamps, bad_stamps, infinite, gaps_over_5_periods, error, .. } = stats;
-    let mut problems = Vec::new();
-    let mut count = |count: u64, what: &str| {
-        if count > 0 {
-            problems.push(format!("{count} {what}"));
-        }
-    };
-    count(*backward_stamps, "stamps run backwards");
-    count(*bad_stamps, "stamps are null or no numbers");
-    count(*infinite, "elements are infinite");
-    count(*gaps_over_5_periods, "gaps of more than 5 periods");
-    problems.extend(error.as_ref().map(|error| format!("cannot be read as declared: {error}")));
-    problems
+    [
+        (stats.backward_stamps, "stamp that runs backwards", "stamps that run backwards"),
+        (stats.bad_stamps, "stamp that is null or no number", "stamps that are null or no numbers"),
+        (stats.gaps_over_5_periods, "gap of more than 5 periods", "gaps of more than 5 periods"),
+    ]
+    .into_iter()
+    .filter(|(count, ..)| *count > 0)
+    .map(|(count, one, many)| format!("{count} {}", if count == 1 { one } else { many }))
+    .collect()
 }
 
-/// Streams of one clock share a line.
-fn coverages(streams: &[StreamReport]) -> Vec<(Vec<&str>, &str)> {
-    let mut lines: Vec<(usize, Vec<&str>, &str)> = Vec::new();
-    for stream in streams {
-        let Some(coverage) = &stream.coverage else { continue };
-        match lines.iter_mut().find(|(clock, _, _)| *clock == stream.clock) {
-            Some((_, names, _)) => names.push(&stream.name),
-            None => lines.push((stream.clock, vec![&stream.name], coverage)),
+/// What is wrong with the stream itself.
+fn problems(stream: &StreamReport) -> Vec<String> {
+    let Some(StreamStats { infinite, error, .. }) = &stream.stats else { return Vec::new() };
+    let infinite = (*infinite > 0).then(|| format!("infinite elements: {infinite}"));
+    let error = error.as_ref().map(|error| format!("cannot be read as declared: {error}"));
+    infinite.into_iter().chain(error).collect()
+}
+
+/// Streams that were looked at, by clock: all names, and the first one.
+fn by_clock(streams: &[StreamReport]) -> Vec<(Vec<&str>, &StreamReport)> {
+    let mut clocks: Vec<(Vec<&str>, &StreamReport)> = Vec::new();
+    for stream in streams.iter().filter(|stream| stream.stats.is_some()) {
+        match clocks.iter_mut().find(|(_, first)| first.clock == stream.clock) {
+            Some((names, _)) => names.push(&stream.name),
+            None => clocks.push((vec![&stream.name], stream)),
         }
     }
-    lines.into_iter().map(|(_, names, coverage)| (names, coverage)).collect()
+    clocks
+}
+
+/// Names in the room there is: all of a few, what many have in common, or the first of them.
+fn label(names: &[&str]) -> String {
+    const FEW: usize = 3;
+    let (Some(first), many) = (names.first(), names.len()) else { return String::new() };
+    if many <= FEW {
+        return names.join(", ");
+    }
+    let common = first.match_indices('.').rev().map(|(dot, _)| &first[..=dot]);
+    match common.into_iter().find(|prefix| names.iter().all(|name| name.starts_with(prefix))) {
+        Some(prefix) => format!("{prefix}* ({many} streams)"),
+        None => format!("{}, and {} more", names[..FEW].join(", "), many - FEW),
+    }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "shown with three digits")]
@@ -166,15 +208,30 @@ mod tests {
 
     #[test]
     fn numbers_are_short_and_keep_their_size() {
-        for (value, text) in
-            [(0.0, "0"), (-0.75, "-0.75"), (12.0, "12"), (100.0, "100"), (1e10, "1.000e10"), (2.5e-7, "2.500e-7")]
-        {
+        for (value, text) in [
+            (0.0, "0"),
+            (-0.75, "-0.75"),
+            (12.0, "12"),
+            (100.0, "100"),
+            (1e10, "1.000e10"),
+            (2.5e-7, "2.500e-7"),
+        ] {
             assert_eq!(number(value), text);
         }
     }
 
     #[test]
+    fn many_names_are_shortened_to_what_they_share() {
+        assert_eq!(label(&["a", "b"]), "a, b");
+        assert_eq!(label(&["imu.gyro.x", "imu.gyro.y", "imu.gyro.z", "imu.acc"]), "imu.* (4 streams)");
+        assert_eq!(label(&["state", "action", "index", "task", "time"]), "state, action, index, and 2 more");
+    }
+
+    #[test]
     fn times_have_the_unit_that_fits() {
-        assert_eq!([seconds(5_000), seconds(2_500_000), seconds(15_933_333_333)], ["5.0 us", "2.5 ms", "15.933 s"]);
+        assert_eq!(
+            [seconds(5_000), seconds(2_500_000), seconds(15_933_333_333)],
+            ["5.0 us", "2.5 ms", "15.933 s"]
+        );
     }
 }

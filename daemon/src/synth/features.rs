@@ -35,7 +35,8 @@ pub(crate) const TASKS: [&str; 3] =
 
 /// The vectors that `args` ask for.
 pub(crate) fn vectors(args: &SynthArgs) -> Vec<Vector> {
-    let vector = |name, dim, lead_s, prefix, noise, signal| Vector { name, dim, lead_s, prefix, noise, signal };
+    let vector =
+        |name, dim, lead_s, prefix, noise, signal| Vector { name, dim, lead_s, prefix, noise, signal };
     let mut vectors = vec![
         vector("observation.state", args.state_dim, 0.0, "joint", 0.002, "state"),
         vector("action", args.action_dim, 0.1, "joint", 0.0, "state"),

@@ -73,7 +73,12 @@ pub(crate) fn write(job: &Job<'_>) -> anyhow::Result<Written> {
         for ((_, total), (_, episode)) in total.iter_mut().zip(&stats) {
             total.merge(episode);
         }
-        layout.end_episode(&Episode { index, rows: args.frames, first: index * args.frames, stats: &stats })?;
+        layout.end_episode(&Episode {
+            index,
+            rows: args.frames,
+            first: index * args.frames,
+            stats: &stats,
+        })?;
     }
     let info = info(job, layout.info());
     let written = layout.end(&total)?;

@@ -149,8 +149,10 @@ pub fn run(args: &SynthArgs) -> Result<Exit, Failure> {
     prepare(&args.out)?;
     let total = episodes.saturating_mul(episode_bytes(args));
     let progress = ProgressBar::new(total).with_style(
-        ProgressStyle::with_template("{elapsed} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec}, {eta} left")
-            .context("the progress bar's template")?,
+        ProgressStyle::with_template(
+            "{elapsed} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec}, {eta} left",
+        )
+        .context("the progress bar's template")?,
     );
     let job = Job { args, episodes, progress };
     let written = match args.layout {
@@ -189,7 +191,7 @@ fn summary(job: &Job<'_>, data_bytes: u64, written: Written, seconds: f64) -> St
         return format!("{facts:#}\n");
     }
     format!(
-        "{}: {} episodes, {frames} frames, {} in memory, {} in {files} files, {seconds:.1} s\n",
+        "{}: {} episodes, {frames} frames, {} in memory, {} in {files} data file(s), {seconds:.1} s\n",
         args.out.display(),
         job.episodes,
         Bytes(data_bytes),

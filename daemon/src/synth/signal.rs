@@ -98,7 +98,8 @@ impl Signals {
 
 impl Channel {
     fn at(&self, t: f64) -> f64 {
-        let sum: f64 = self.waves.iter().map(|wave| wave.amplitude * (wave.omega * t + wave.phase).sin()).sum();
+        let sum: f64 =
+            self.waves.iter().map(|wave| wave.amplitude * (wave.omega * t + wave.phase).sin()).sum();
         self.offset + sum
     }
 }

@@ -116,8 +116,11 @@ impl FeatureStats {
 
     /// As `stats.json` and `episodes_stats.jsonl` have it.
     pub(crate) fn to_json(&self, with_quantiles: bool) -> Value {
-        let mut object: Map<String, Value> =
-            self.values(with_quantiles).into_iter().map(|(name, values)| (name.to_owned(), json!(values))).collect();
+        let mut object: Map<String, Value> = self
+            .values(with_quantiles)
+            .into_iter()
+            .map(|(name, values)| (name.to_owned(), json!(values)))
+            .collect();
         object.insert("count".to_owned(), json!([self.count]));
         Value::Object(object)
     }

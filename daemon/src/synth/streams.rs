@@ -136,7 +136,11 @@ impl Table {
     /// Rows of the grid; the hole takes some of them away.
     fn rows(&self, args: &SynthArgs) -> u64 {
         let seconds = (episode_seconds(args) - self.starts_s).max(0.0);
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "not negative, below 2^53")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "not negative, below 2^53"
+        )]
         let rows = (seconds * self.hz).round() as u64;
         rows.max(1)
     }
@@ -185,7 +189,12 @@ impl Table {
         Arc::new(Schema::new(fields))
     }
 
-    fn values(&self, signals: &mut Signals, stamps_ns: &[i64], args: &SynthArgs) -> anyhow::Result<Vec<ArrayRef>> {
+    fn values(
+        &self,
+        signals: &mut Signals,
+        stamps_ns: &[i64],
+        args: &SynthArgs,
+    ) -> anyhow::Result<Vec<ArrayRef>> {
         let mut rows = Vec::new();
         #[expect(clippy::cast_precision_loss, reason = "a signal's time need not be exact")]
         signals.fill(stamps_ns.iter().map(|stamp| *stamp as f64 / 1e9), &mut rows);

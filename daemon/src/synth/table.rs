@@ -1,5 +1,6 @@
 //! Parquet tables, written a block at a time.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -7,7 +8,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use arrow::array::{ArrayRef, FixedSizeListArray, Float32Array, ListArray, RecordBatch};
 use arrow::buffer::OffsetBuffer;
-use arrow::datatypes::{DataType, Field, SchemaRef};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use parquet::arrow::ArrowWriter;
 use parquet::basic::Compression;
 use parquet::file::metadata::KeyValue;
@@ -22,7 +23,8 @@ pub(crate) struct TableWriter {
 }
 
 impl TableWriter {
-    /// Makes the file and the directories above it. `metadata` goes into the footer, beside Arrow's schema.
+    /// Makes the file and the directories above it. `metadata` goes into the footer twice, as itself and within
+    /// Arrow's schema: readers that find the latter (pyarrow) look nowhere else.
     pub(crate) fn create(
         path: &Path,
         schema: &SchemaRef,
@@ -34,16 +36,15 @@ impl TableWriter {
             std::fs::create_dir_all(parent).with_context(at)?;
         }
         let file = File::create(path).with_context(at)?;
-        let metadata = metadata
-            .iter()
-            .map(|(key, value)| KeyValue { key: (*key).to_owned(), value: Some(value.clone()) })
-            .collect();
+        let pairs = || metadata.iter().map(|(key, value)| ((*key).to_owned(), value.clone()));
+        let schema = Arc::new(Schema::clone(schema).with_metadata(pairs().collect::<HashMap<_, _>>()));
+        let metadata = pairs().map(|(key, value)| KeyValue { key, value: Some(value) }).collect();
         let properties = WriterProperties::builder()
             .set_compression(codec.compression())
             .set_created_by(concat!("robocached synth ", env!("CARGO_PKG_VERSION")).to_owned())
             .set_key_value_metadata(Some(metadata))
             .build();
-        let writer = ArrowWriter::try_new(file, Arc::clone(schema), Some(properties)).with_context(at)?;
+        let writer = ArrowWriter::try_new(file, schema, Some(properties)).with_context(at)?;
         Ok(Self { path: path.to_owned(), writer })
     }
 

@@ -100,7 +100,15 @@ fn the_text_for_people_has_every_stream_and_a_time_line() {
     let output = robocached(directory.path(), &["inspect", real("g1_v30_conv").to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(0));
     let shown = text(&output.stdout);
-    for wanted in ["LeRobot v3.0", "35965 frames", "observation.state", "float32[26]", "task_index", "time line", "████"] {
+    for wanted in [
+        "LeRobot v3.0",
+        "35965 frames",
+        "observation.state",
+        "float32[26]",
+        "task_index",
+        "time line",
+        "████",
+    ] {
         assert!(shown.contains(wanted), "no {wanted:?} in:\n{shown}");
     }
 }

@@ -26,7 +26,10 @@ impl Daemon {
             let line = line.unwrap();
             if line.contains("serving") {
                 // Its log must not fill the pipe.
-                std::thread::Builder::new().name("log".to_owned()).spawn(move || lines.for_each(drop)).unwrap();
+                std::thread::Builder::new()
+                    .name("log".to_owned())
+                    .spawn(move || lines.for_each(drop))
+                    .unwrap();
                 return daemon;
             }
             said.push_str(&line);

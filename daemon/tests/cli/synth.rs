@@ -29,12 +29,31 @@ fn lerobot_datasets_of_both_versions_hold_what_was_asked_for() {
     ] {
         let directory = private_directory();
         let args = [
-            "--layout", layout, "--list", list, "--codec", codec, "--episodes", "5", "--frames", "70", "--fps", "50",
-            "--state-dim", "7", "--action-dim", "1", "--tactile-dim", "16",
+            "--layout",
+            layout,
+            "--list",
+            list,
+            "--codec",
+            codec,
+            "--episodes",
+            "5",
+            "--frames",
+            "70",
+            "--fps",
+            "50",
+            "--state-dim",
+            "7",
+            "--action-dim",
+            "1",
+            "--tactile-dim",
+            "16",
         ];
         let (written, facts) = synth_then_inspect(directory.path(), &args);
         assert_eq!((&written["episodes"], &written["frames"]), (&value!(5), &value!(350)));
-        assert_eq!((&facts["episodes"], &facts["frames"], &facts["fps"]), (&value!(5), &value!(350), &value!(50.0)));
+        assert_eq!(
+            (&facts["episodes"], &facts["frames"], &facts["fps"]),
+            (&value!(5), &value!(350), &value!(50.0))
+        );
         assert_eq!(facts["tasks"].as_array().unwrap().len(), 3);
         assert_eq!(facts["warnings"], value!([]), "{layout} {list}");
         for (name, dim) in [("observation.state", 7), ("observation.tactile", 16)] {
@@ -42,7 +61,10 @@ fn lerobot_datasets_of_both_versions_hold_what_was_asked_for() {
         }
         for stream in facts["streams"].as_array().unwrap() {
             let stats = &stream["stats"];
-            assert_eq!((&stats["rows"], &stats["nulls"], &stats["nan"]), (&value!(350), &value!(0), &value!(0)));
+            assert_eq!(
+                (&stats["rows"], &stats["nulls"], &stats["nan"]),
+                (&value!(350), &value!(0), &value!(0))
+            );
             assert_eq!(stats["error"], Value::Null, "{stream}");
         }
         assert_eq!(stream(&facts, "index")["stats"]["max"], 349.0);
@@ -57,7 +79,12 @@ fn stream_tables_have_the_rates_repeats_and_holes_of_a_recording() {
     let (written, facts) = synth_then_inspect(directory.path(), &args);
     assert_eq!((&written["episodes"], &facts["episodes"]), (&value!(2), &value!(2)));
     for (name, hz) in [
-        ("imu", 200.0), ("wheel", 50.0), ("camera_position", 20.0), ("joints", 100.0), ("command", 30.0), ("tactile", 150.0),
+        ("imu", 200.0),
+        ("wheel", 50.0),
+        ("camera_position", 20.0),
+        ("joints", 100.0),
+        ("command", 30.0),
+        ("tactile", 150.0),
     ] {
         let rate = stream(&facts, name)["stats"]["median_rate_hz"].as_f64().unwrap();
         assert!((rate / hz - 1.0).abs() < 0.05, "{name}: {rate} Hz, wanted {hz}");
@@ -66,7 +93,8 @@ fn stream_tables_have_the_rates_repeats_and_holes_of_a_recording() {
     assert_eq!(stream(&facts, "imu")["stats"]["duplicate_stamps"], 6);
     let wheel = &stream(&facts, "wheel")["stats"];
     assert_eq!(wheel["gaps_over_5_periods"], 2);
-    assert_eq!(stream(&facts, "wheel")["coverage"].as_str().unwrap().matches(['·', '▒']).count() > 1, true);
+    let coverage = stream(&facts, "wheel")["coverage"].as_str().unwrap();
+    assert!(coverage.contains("█··█") || coverage.contains("█···█"), "no hole in {coverage}");
     assert_eq!(stream(&facts, "camera_orientation")["interp"], "slerp");
     assert_eq!(stream(&facts, "camera_orientation")["shape"], value!([4]));
 }

@@ -67,7 +67,8 @@ impl Layout for V30<'_> {
         let table = match self.data.take() {
             Some(table) => table,
             None => {
-                let name = format!("data/chunk-{:03}/file-{:03}.parquet", self.file / CHUNK, self.file % CHUNK);
+                let name =
+                    format!("data/chunk-{:03}/file-{:03}.parquet", self.file / CHUNK, self.file % CHUNK);
                 let metadata = [("huggingface", features::hugging_face(self.args))];
                 TableWriter::create(&self.args.out.join(name), &self.schema, self.args.codec, &metadata)?
             }
@@ -113,9 +114,7 @@ impl Layout for V30<'_> {
 
 /// `tasks.parquet`: LeRobot finds the text in the pandas index, which only the `pandas` footer entry makes one.
 fn write_tasks(args: &SynthArgs, episodes: u64) -> anyhow::Result<()> {
-    let column = |name: &str, pandas: &str, numpy: &str| {
-        json!({ "name": name, "field_name": name, "pandas_type": pandas, "numpy_type": numpy, "metadata": null })
-    };
+    let column = |name: &str, pandas: &str, numpy: &str| json!({ "name": name, "field_name": name, "pandas_type": pandas, "numpy_type": numpy, "metadata": null });
     let pandas = json!({
         "index_columns": ["task"],
         "column_indexes": [],
