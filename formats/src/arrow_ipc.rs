@@ -141,10 +141,6 @@ impl Table for ArrowTable {
         self.rows
     }
 
-    fn size_bytes(&self) -> u64 {
-        self.mapping.buffer().len() as u64
-    }
-
     fn read(&self, columns: &[usize], ranges: &[Range<usize>]) -> Result<Vec<Vec<ArrayRef>>, ReadError> {
         self.mapping.check().map_err(|source| ReadError::Io { path: self.path.clone(), source })?;
         check_ranges(self, ranges)?;

@@ -118,7 +118,7 @@ impl Dataset {
             Some(text) => (path.to_owned(), open_manifest(path, None, text)?),
             None if kind.is_dir() => (path.to_owned(), open_directory(path)?),
             None if path.extension().is_some_and(|extension| extension == "toml") => {
-                let root = path.parent().unwrap_or(Path::new("."));
+                let root = path.parent().unwrap_or_else(|| Path::new("."));
                 (root.to_owned(), open_manifest(root, Some(path), &read_text(path)?)?)
             }
             None => {

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::slice;
 use std::sync::Arc;
 
 use robocache_types::{Clock, DType};
@@ -238,10 +239,10 @@ impl LayoutReader for LeRobot {
         self.texts.get(stream, |into| {
             for file in &self.files {
                 let table = self.table(file)?;
-                let ranges = [0..file.rows];
-                let chunks = table.read(&[table.column(name)?], &ranges)?.pop().unwrap_or_default();
-                let origin =
-                    Origin { path: table.path(), column: name, ranges: &ranges, warned: &self.warned };
+                let whole = 0..file.rows;
+                let ranges = slice::from_ref(&whole);
+                let chunks = table.read(&[table.column(name)?], ranges)?.pop().unwrap_or_default();
+                let origin = Origin { path: table.path(), column: name, ranges, warned: &self.warned };
                 distinct(&chunks, into, origin)?;
             }
             Ok(())

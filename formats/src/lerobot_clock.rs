@@ -32,7 +32,6 @@ pub(crate) struct Rows {
 
 /// The clock of each episode, or what is wrong with it; the outer error is about the file as a whole. Episodes
 /// ascend by row.
-#[expect(clippy::type_complexity, reason = "a result for each, inside a result for all")]
 pub(crate) fn examine(
     table: &dyn Table,
     episodes: &[Rows],

@@ -260,8 +260,9 @@ fn episodes_v2(root: &Path, paths: &Paths) -> Result<Vec<EpisodeMeta>, OpenError
         };
         let (length, next) = span(&path, line.episode_index, first_frame, line.length)?;
         episodes.push(EpisodeMeta {
-            index: i64::try_from(line.episode_index)
-                .map_err(|_| metadata(&path, format!("episode_index {} is too large", line.episode_index)))?,
+            index: i64::try_from(line.episode_index).ok().ok_or_else(|| {
+                metadata(&path, format!("episode_index {} is too large", line.episode_index))
+            })?,
             length,
             first_frame,
             file: paths.fill(&paths.data, &[chunk, key])?,

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::slice;
 
 use arrow::array::{Array, ArrayRef, AsArray};
 use arrow::compute::cast;
@@ -63,7 +64,8 @@ pub(crate) fn episodes(
             };
             episodes.push(EpisodeMeta {
                 index: i64::try_from(index[row])
-                    .map_err(|_| metadata(&path, format!("episode_index {} is too large", index[row])))?,
+                    .ok()
+                    .ok_or_else(|| metadata(&path, format!("episode_index {} is too large", index[row])))?,
                 length: rows,
                 first_frame: from[row],
                 file: paths.fill(&paths.data, &place(chunk[row], file[row]))?,
@@ -98,8 +100,8 @@ pub(crate) fn tasks(root: &Path, warnings: &mut Vec<String>) -> Result<Vec<Strin
     };
     let chunks = read_one(table.as_ref(), &name)?;
     let warned = Warned::default();
-    let ranges = [0..table.rows()];
-    let origin = Origin { path: &path, column: &name, ranges: &ranges, warned: &warned };
+    let whole = 0..table.rows();
+    let origin = Origin { path: &path, column: &name, ranges: slice::from_ref(&whole), warned: &warned };
     let texts = strings(&chunks, origin)?;
     by_index(&path, index.into_iter().zip(texts).collect(), warnings)
 }
@@ -125,15 +127,16 @@ fn children(directory: &Path) -> Result<Vec<PathBuf>, OpenError> {
 
 fn read_one(table: &dyn Table, name: &str) -> Result<Vec<ArrayRef>, ReadError> {
     let column = table.column(name)?;
-    let whole = [0..table.rows()];
-    Ok(table.read(&[column], &whole)?.pop().unwrap_or_default())
+    let whole = 0..table.rows();
+    Ok(table.read(&[column], slice::from_ref(&whole))?.pop().unwrap_or_default())
 }
 
 /// A column of whole numbers of any width, none negative or null.
 fn numbers(table: &dyn Table, name: &str) -> Result<Vec<u64>, ReadError> {
     let warned = Warned::default();
-    let ranges = [0..table.rows()];
-    let origin = Origin { path: table.path(), column: name, ranges: &ranges, warned: &warned };
+    let whole = 0..table.rows();
+    let origin =
+        Origin { path: table.path(), column: name, ranges: slice::from_ref(&whole), warned: &warned };
     let mut numbers = Vec::with_capacity(table.rows());
     for chunk in read_one(table, name)? {
         if !chunk.data_type().is_integer() {
@@ -143,7 +146,7 @@ fn numbers(table: &dyn Table, name: &str) -> Result<Vec<u64>, ReadError> {
         for value in chunk.as_primitive::<Int64Type>() {
             let row = numbers.len();
             let value = value.ok_or_else(|| origin.null(row, "a number of the metadata"))?;
-            numbers.push(u64::try_from(value).map_err(|_| ReadError::Table {
+            numbers.push(u64::try_from(value).ok().ok_or_else(|| ReadError::Table {
                 path: table.path().to_owned(),
                 what: format!("column {name:?}, row {row}: {value} is negative"),
             })?);

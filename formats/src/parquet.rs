@@ -104,10 +104,6 @@ impl Table for ParquetTable {
         self.groups.last().map_or(0, |group| group.end)
     }
 
-    fn size_bytes(&self) -> u64 {
-        self.size_bytes
-    }
-
     fn read(&self, columns: &[usize], ranges: &[Range<usize>]) -> Result<Vec<Vec<ArrayRef>>, ReadError> {
         let wanted_rows = check_ranges(self, ranges)?;
         let mut order: Vec<usize> = columns.to_vec();
@@ -227,4 +223,120 @@ fn plan(groups: &[Range<usize>], ranges: &[Range<usize>]) -> (Vec<usize>, Option
     let all = selected.iter().map(Range::len).sum::<usize>() == rows_chosen;
     let selection = (!all).then(|| RowSelection::from_consecutive_ranges(selected.into_iter(), rows_chosen));
     (chosen, selection)
+}
+
+#[cfg(test)]
+#[expect(clippy::single_range_in_vec_init, reason = "row ranges, of which one is a case too")]
+mod tests {
+    use std::io::Write;
+    use std::sync::Arc;
+
+    use arrow::array::{AsArray, Int64Array, RecordBatch};
+    use arrow::datatypes::Int64Type;
+    use parquet::arrow::ArrowWriter;
+    use parquet::file::metadata::{
+        FileMetaData, ParquetMetaDataBuilder, ParquetMetaDataReader, ParquetMetaDataWriter,
+    };
+    use parquet::file::properties::WriterProperties;
+
+    use super::*;
+
+    /// Rows 0 to 20 in row groups of 6.
+    fn file(dir: &Path) -> PathBuf {
+        let path = dir.join("numbers.parquet");
+        let numbers: ArrayRef = Arc::new((0..20).collect::<Int64Array>());
+        let batch = RecordBatch::try_from_iter([("n", numbers)]).unwrap();
+        let properties = WriterProperties::builder().set_max_row_group_row_count(Some(6)).build();
+        let mut writer =
+            ArrowWriter::try_new(File::create(&path).unwrap(), batch.schema(), Some(properties)).unwrap();
+        writer.write(&batch).unwrap();
+        writer.close().unwrap();
+        path
+    }
+
+    fn rows(chunks: &[ArrayRef]) -> Vec<i64> {
+        chunks.iter().flat_map(|chunk| chunk.as_primitive::<Int64Type>().values().to_vec()).collect()
+    }
+
+    #[test]
+    fn rows_are_those_asked_for_within_and_across_row_groups() {
+        let dir = tempfile::tempdir().unwrap();
+        let table = ParquetTable::open(&file(dir.path())).unwrap();
+        let asked: [&[Range<usize>]; 6] =
+            [&[0..20], &[2..4], &[5..7, 9..10, 19..20], &[6..12], &[0..6, 12..18], &[3..3, 4..5]];
+        for ranges in asked {
+            let chunks = table.read(&[0], ranges).unwrap().remove(0);
+            let wanted: Vec<i64> =
+                ranges.iter().cloned().flatten().map(|row| i64::try_from(row).unwrap()).collect();
+            assert_eq!(rows(&chunks), wanted, "{ranges:?}");
+        }
+        assert_eq!(
+            plan(&table.groups, &[6..12, 18..20]),
+            (vec![1, 3], None),
+            "whole groups need no selection"
+        );
+        let outside: [&[Range<usize>]; 3] = [&[19..21], &[4..6, 5..7], &[7..8, 2..3]];
+        for ranges in outside {
+            assert!(matches!(table.read(&[0], ranges), Err(ReadError::Table { .. })), "{ranges:?}");
+        }
+    }
+
+    /// The file with another footer, of its four row groups: `num_values` for each column chunk, `num_rows` for each row group.
+    fn forge(path: &Path, num_values: i64, num_rows: i64) {
+        let true_footer = ParquetMetaDataReader::new().parse_and_finish(&File::open(path).unwrap()).unwrap();
+        let old = true_footer.file_metadata();
+        let groups: Vec<_> = true_footer
+            .row_groups()
+            .iter()
+            .map(|group| {
+                let column =
+                    group.column(0).clone().into_builder().set_num_values(num_values).build().unwrap();
+                let group = group.clone().into_builder().set_num_rows(num_rows);
+                group.set_column_metadata(vec![column]).build().unwrap()
+            })
+            .collect();
+        let file_metadata = FileMetaData::new(
+            old.version(),
+            num_rows.wrapping_mul(4),
+            None,
+            None,
+            old.schema_descr_ptr(),
+            None,
+        );
+        let forged = ParquetMetaDataBuilder::new(file_metadata).set_row_groups(groups).build();
+        let mut content = std::fs::read(path).unwrap();
+        ParquetMetaDataWriter::new(&mut content, &forged).finish().unwrap();
+        File::create(path).unwrap().write_all(&content).unwrap();
+    }
+
+    #[test]
+    fn a_footer_that_declares_more_than_its_file_can_hold_is_refused_before_decoding() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = file(dir.path());
+        forge(&path, 1 << 50, 1 << 50);
+        let table = ParquetTable::open(&path).unwrap();
+        assert_eq!(table.rows(), 4 << 50);
+        let whole = 0..table.rows();
+        let error = table.read(&[0], std::slice::from_ref(&whole)).unwrap_err();
+        assert!(matches!(error, ReadError::TooLarge { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_footer_that_declares_more_rows_than_its_pages_hold_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = file(dir.path());
+        forge(&path, 6, 1 << 50);
+        let table = ParquetTable::open(&path).unwrap();
+        let whole = 0..table.rows();
+        let error = table.read(&[0], std::slice::from_ref(&whole)).unwrap_err();
+        assert!(matches!(error, ReadError::Table { .. } | ReadError::Parquet { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_negative_row_count_does_not_open() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = file(dir.path());
+        forge(&path, 6, -6);
+        assert!(ParquetTable::open(&path).is_err());
+    }
 }

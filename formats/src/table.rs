@@ -24,8 +24,6 @@ pub(crate) trait Table: Debug + Send + Sync {
     /// Root columns as Arrow types.
     fn schema(&self) -> &SchemaRef;
     fn rows(&self) -> usize;
-    /// Size of the file in bytes.
-    fn size_bytes(&self) -> u64;
     /// Reads the root columns at positions `columns` of the schema (each at most once, any order), as
     /// `[column][chunk]` in the order asked for. The chunks of every column add up to the rows of `ranges`; where
     /// one chunk ends and the next begins may differ from call to call.
@@ -33,7 +31,7 @@ pub(crate) trait Table: Debug + Send + Sync {
 
     /// Position of a root column.
     fn column(&self, name: &str) -> Result<usize, ReadError> {
-        self.schema().index_of(name).map_err(|_| ReadError::MissingColumn {
+        self.schema().column_with_name(name).map(|(at, _)| at).ok_or_else(|| ReadError::MissingColumn {
             path: self.path().to_owned(),
             wanted: name.to_owned(),
             found: self.schema().fields().iter().map(|field| field.name().clone()).collect(),

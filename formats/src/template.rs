@@ -3,7 +3,6 @@
 //! `{name}`, `{name:d}` and `{name:03d}`, with `{{` and `}}` for braces. What comes out must stay below the dataset's
 //! directory: it is relative and never goes up.
 
-use std::fmt::Write;
 use std::path::{Component, Path, PathBuf};
 
 /// A template with its placeholders parsed.
@@ -100,17 +99,16 @@ impl Template {
                 Part::Field { name, width, zeros, integer } => (name, *width, *zeros, *integer),
             };
             let value = values.iter().find(|(known, _)| known == name).map(|(_, value)| *value);
-            let written = match value {
-                Some(Fill::Number(number)) if zeros => write!(out, "{number:0width$}"),
-                Some(Fill::Number(number)) => write!(out, "{number:width$}"),
-                Some(Fill::Text(text)) if !integer => write!(out, "{text}"),
+            match value {
+                Some(Fill::Number(number)) if zeros => out += &format!("{number:0width$}"),
+                Some(Fill::Number(number)) => out += &format!("{number:width$}"),
+                Some(Fill::Text(text)) if !integer => out += text,
                 Some(Fill::Text(_)) => return Err(wrong(format!("{name} is text, not a number"))),
                 None => {
                     let known: Vec<&str> = values.iter().map(|(known, _)| *known).collect();
                     return Err(wrong(format!("{name:?} is not known here; {} are", known.join(", "))));
                 }
-            };
-            written.map_err(|_| wrong("cannot be written out".to_owned()))?;
+            }
         }
         let path = Path::new(&out);
         let inside = path.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));

@@ -427,7 +427,7 @@ mod tests {
         };
         let cube = lists(&lists(&flat, 3), 2);
         for (array, shape) in [(&cube, vec![2, 3]), (&lists(&flat, 6), vec![2, 3]), (&flat, vec![])] {
-            let values = read(&[array.clone()], DType::Float32, &shape).unwrap();
+            let values = read(std::slice::from_ref(array), DType::Float32, &shape).unwrap();
             assert_eq!(values.rows * values.dim, 12);
             assert_eq!(f32s(&values), (0..12).map(|i| i as f32).collect::<Vec<_>>());
         }
@@ -471,10 +471,10 @@ mod tests {
         let packed = pack(&[column(DType::UInt8, 1, &[1, 2]), column(DType::UInt8, 3, &[3, 4, 5, 6, 7, 8])]);
         assert_eq!((packed.dim, packed.rows), (4, 2));
         assert_eq!(packed.buffer.as_slice(), [1, 3, 4, 5, 2, 6, 7, 8]);
-        for size in [2, 4, 8] {
-            let dtype = [DType::Int16, DType::Int32, DType::Int64][size / 4];
-            let a: Vec<u8> = (0..size as u8 * 2).collect();
-            let b: Vec<u8> = (100..100 + size as u8 * 2).collect();
+        for dtype in [DType::Int16, DType::Int32, DType::Int64] {
+            let size = dtype.size_bytes();
+            let a: Vec<u8> = (0..).take(size * 2).collect();
+            let b: Vec<u8> = (100..).take(size * 2).collect();
             let wanted = [&a[..size], &b[..size], &a[size..], &b[size..]].concat();
             let packed = pack(&[column(dtype, 1, &a), column(dtype, 1, &b)]);
             assert_eq!(packed.buffer.as_slice(), wanted, "{dtype}");

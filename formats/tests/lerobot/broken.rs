@@ -1,14 +1,12 @@
 //! Broken and contradictory LeRobot datasets: each a clear error that names the file, never a panic.
 
-mod made;
-
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::made::{Lists, Made, chain, with_column, write_json};
 use arrow::array::{ArrayRef, Int64Array, ListArray};
 use arrow::datatypes::Float32Type;
-use made::{Lists, Made, chain, with_column, write_json};
 use robocache_formats::{Dataset, OpenError, OpenOptions, ReadError};
 
 fn open(root: &Path) -> Result<Dataset, OpenError> {

@@ -1,11 +1,9 @@
 //! LeRobot datasets of every make, against the formulas they were made by.
 
-mod made;
-
 use std::sync::Arc;
 
+use crate::made::{Lists, Made, action, chain, grid, note, state, with_column, write_json};
 use arrow::array::{ArrayRef, Float32Array, Int64Array};
-use made::{Lists, Made, action, chain, grid, note, state, with_column, write_json};
 use parquet::basic::{BrotliLevel, Compression, GzipLevel, ZstdLevel};
 use robocache_formats::{Dataset, OpenOptions, Stream, StreamKind};
 use robocache_types::{Clock, DType};

@@ -1,8 +1,6 @@
 //! LeRobot datasets made up for tests: every value is a formula of its global frame number, so that a test knows
 //! what must come out without having read it.
 
-#![expect(dead_code, reason = "each test file uses its part of it")]
-
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,25 +17,25 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use tempfile::TempDir;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Lists {
+pub(crate) enum Lists {
     Open,
     Large,
     Fixed,
 }
 
 #[derive(Debug, Clone)]
-pub struct Made {
-    pub version: &'static str,
-    pub lengths: Vec<usize>,
+pub(crate) struct Made {
+    pub(crate) version: &'static str,
+    pub(crate) lengths: Vec<usize>,
     /// Episodes in a file (v3).
-    pub per_file: usize,
-    pub lists: Lists,
-    pub compression: Compression,
-    pub row_group: usize,
-    pub page_rows: usize,
+    pub(crate) per_file: usize,
+    pub(crate) lists: Lists,
+    pub(crate) compression: Compression,
+    pub(crate) row_group: usize,
+    pub(crate) page_rows: usize,
     /// Scalars as lists of one.
-    pub wrapped_scalars: bool,
-    pub stamp: fn(usize) -> f32,
+    pub(crate) wrapped_scalars: bool,
+    pub(crate) stamp: fn(usize) -> f32,
 }
 
 impl Default for Made {
@@ -56,20 +54,20 @@ impl Default for Made {
     }
 }
 
-pub fn state(global: usize) -> [f32; 3] {
+pub(crate) fn state(global: usize) -> [f32; 3] {
     [global as f32, global as f32 * 0.1, -1.0 / (global as f32 + 1.0)]
 }
 
-pub fn action(global: usize) -> [f64; 2] {
+pub(crate) fn action(global: usize) -> [f64; 2] {
     [global as f64 / 3.0, f64::from_bits(0x3ff0_0000_0000_0000 + global as u64)]
 }
 
-pub fn grid(global: usize) -> [i16; 4] {
+pub(crate) fn grid(global: usize) -> [i16; 4] {
     let g = global as i16;
     [g, g.wrapping_neg(), g.wrapping_mul(2), g.wrapping_sub(100)]
 }
 
-pub fn note(global: usize) -> &'static str {
+pub(crate) fn note(global: usize) -> &'static str {
     ["reach", "grasp", "", "lift \u{e9}"][global / 2 % 4]
 }
 
@@ -94,7 +92,7 @@ fn lists(kind: Lists, length: usize, rows: usize, values: ArrayRef) -> ArrayRef 
 
 impl Made {
     /// Global number of each episode's first frame, and the total.
-    pub fn starts(&self) -> Vec<usize> {
+    pub(crate) fn starts(&self) -> Vec<usize> {
         let mut starts = vec![0];
         for length in &self.lengths {
             starts.push(starts[starts.len() - 1] + length);
@@ -102,7 +100,7 @@ impl Made {
         starts
     }
 
-    pub fn batch(&self, episodes: std::ops::Range<usize>) -> RecordBatch {
+    pub(crate) fn batch(&self, episodes: std::ops::Range<usize>) -> RecordBatch {
         let starts = self.starts();
         let rows: Vec<(usize, usize, usize)> = episodes
             .flat_map(|e| (0..self.lengths[e]).map(move |f| (e, f)))
@@ -134,7 +132,7 @@ impl Made {
         RecordBatch::try_from_iter(columns).unwrap()
     }
 
-    pub fn write_parquet(&self, path: &Path, batch: &RecordBatch) {
+    pub(crate) fn write_parquet(&self, path: &Path, batch: &RecordBatch) {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         let properties = WriterProperties::builder()
             .set_compression(self.compression)
@@ -150,7 +148,7 @@ impl Made {
     }
 
     /// Data files relative to the root, with the episodes of each.
-    pub fn files(&self) -> Vec<(PathBuf, std::ops::Range<usize>)> {
+    pub(crate) fn files(&self) -> Vec<(PathBuf, std::ops::Range<usize>)> {
         let count = self.lengths.len();
         if self.version.starts_with("v2") {
             return (0..count)
@@ -165,7 +163,7 @@ impl Made {
             .collect()
     }
 
-    pub fn info(&self) -> serde_json::Value {
+    pub(crate) fn info(&self) -> serde_json::Value {
         let feature =
             |dtype: &str, shape: &[usize]| serde_json::json!({"dtype": dtype, "shape": shape, "names": null});
         let data_path = if self.version.starts_with("v2") {
@@ -188,7 +186,7 @@ impl Made {
         })
     }
 
-    pub fn episodes_table(&self) -> RecordBatch {
+    pub(crate) fn episodes_table(&self) -> RecordBatch {
         let starts = self.starts();
         let column = |f: &dyn Fn(usize) -> usize| -> ArrayRef {
             Arc::new((0..self.lengths.len()).map(|e| f(e) as i64).collect::<Int64Array>())
@@ -205,7 +203,7 @@ impl Made {
     }
 
     /// Writes all of it to a new directory.
-    pub fn write(&self) -> TempDir {
+    pub(crate) fn write(&self) -> TempDir {
         let dir = TempDir::new().unwrap();
         let root = dir.path();
         for (path, episodes) in self.files() {
@@ -237,12 +235,12 @@ impl Made {
     }
 }
 
-pub fn write_json(root: &Path, info: &serde_json::Value) {
+pub(crate) fn write_json(root: &Path, info: &serde_json::Value) {
     fs::write(root.join("meta/info.json"), info.to_string()).unwrap();
 }
 
 /// The batch with one column replaced.
-pub fn with_column(batch: &RecordBatch, name: &str, column: ArrayRef) -> RecordBatch {
+pub(crate) fn with_column(batch: &RecordBatch, name: &str, column: ArrayRef) -> RecordBatch {
     let schema = batch.schema();
     let at = schema.index_of(name).unwrap();
     let mut fields: Vec<Field> = schema.fields().iter().map(|field| field.as_ref().clone()).collect();
@@ -253,7 +251,7 @@ pub fn with_column(batch: &RecordBatch, name: &str, column: ArrayRef) -> RecordB
 }
 
 /// An error with its whole chain, as a person would see it.
-pub fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {
