@@ -90,17 +90,19 @@ impl Lookahead {
         self.ahead.front().map_or(&[], |planned| &planned.episodes)
     }
 
-    /// The episodes of the next batches that the store was not asked for, and how far off the first of these is.
+    /// The episodes of the next batches that the store was not asked for, and how far off the last of these is:
+    /// nothing needed sooner than that may go for them.
     pub fn to_ask(&self) -> Option<(u64, Vec<u32>)> {
         let first = self.asked.max(1);
-        let group = self.ahead.range(first.min(self.ahead.len())..).take(TOGETHER);
+        let last = (first + TOGETHER).min(self.ahead.len());
+        let group = self.ahead.range(first.min(last)..last);
         let mut episodes: Vec<u32> = group.flat_map(|planned| planned.episodes.iter().copied()).collect();
         if episodes.is_empty() {
             return None;
         }
         episodes.sort_unstable();
         episodes.dedup();
-        Some((first as u64, episodes))
+        Some((last as u64 - 1, episodes))
     }
 
     /// The store took what [`Lookahead::to_ask`] named.

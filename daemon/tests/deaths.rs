@@ -174,7 +174,9 @@ fn sigterm_lets_clients_take_what_is_ready_and_then_leaves() {
         }
     };
     assert!(matches!(error, LoaderError::Draining { .. } | LoaderError::DaemonGone { .. }), "{error}");
-    assert_eq!(ids, (0..8 * 64).collect::<Vec<_>>(), "all that was ready");
+    // The daemon may have filled slots that were given back before the signal reached it; none is lost between.
+    assert!(ids.len() >= 8 * 64, "all that was ready: {} samples", ids.len());
+    assert!(ids.iter().copied().eq(0..ids.len() as u64), "nothing lost, nothing twice");
     assert!(daemon.wait().success(), "{}", daemon.log());
     assert!(!daemon.socket().exists(), "the socket is gone");
 }
