@@ -61,7 +61,7 @@ class DataLoader:
             dict of stream name to dtype, in which `"default"` stands for all others. Integers and booleans
             keep theirs.
         framework: `"torch"`, `"jax"` or `"numpy"`; absent: torch if it can be imported, else numpy. With JAX,
-            64-bit columns are numpy arrays unless `jax_enable_x64` is set, since JAX would cut them to 32 bits.
+            64-bit columns are numpy arrays unless `jax_enable_x64` is set: JAX would cut them to 32 bits.
         shuffle: a new order each epoch, the same for the same `seed` and epoch.
         seed: of the order.
         drop_last: leave out what does not fill a batch on every rank.
