@@ -30,6 +30,8 @@ OPTIONS = ["--std=c++17", "--fmad=false", "--restrict"]
 
 HERE = pathlib.Path(__file__).resolve().parent
 CUDA = HERE.parent / "cuda"
+# What gpu_check measures beside; no product code, and not in the manifest.
+NAIVE = HERE.parent / "examples" / "gpu_check" / "naive.cu"
 
 
 def fail(message: str) -> None:
@@ -77,11 +79,14 @@ class Nvrtc:
             fail(f"{name}: {self.lib.nvrtcGetErrorString(code).decode()}")
 
     def compile(self, kernel: str, arch: str) -> bytes:
+        return self.compile_file(CUDA / f"{kernel}.cu", arch)
+
+    def compile_file(self, path: pathlib.Path, arch: str) -> bytes:
         program = ctypes.c_void_p()
         sources = (ctypes.c_char_p * len(HEADERS))(*[read_source(h) for h in HEADERS])
         names = (ctypes.c_char_p * len(HEADERS))(*[h.encode() for h in HEADERS])
         self.call(
-            "nvrtcCreateProgram", ctypes.byref(program), read_source(f"{kernel}.cu"), f"{kernel}.cu".encode(),
+            "nvrtcCreateProgram", ctypes.byref(program), path.read_bytes(), path.name.encode(),
             len(HEADERS), sources, names,
         )  # fmt: skip
         options = [f"--gpu-architecture={arch}", *OPTIONS]
@@ -91,7 +96,7 @@ class Nvrtc:
         if code != 0 or log:
             print(log, file=sys.stderr)
         if code != 0:
-            fail(f"{kernel}.cu does not compile for {arch}")
+            fail(f"{path.name} does not compile for {arch}")
         image = self.get(program, "CUBIN" if arch.startswith("sm_") else "PTX")
         self.call("nvrtcDestroyProgram", ctypes.byref(program))
         return image
@@ -159,6 +164,7 @@ def main() -> None:
         return
     for path in HERE.glob("*.z"):
         path.unlink()
+    NAIVE.with_suffix(".ptx").write_bytes(Nvrtc().compile_file(NAIVE, PTX).rstrip(b"\0"))
     for name, data in images.items():
         (HERE / f"{name}.z").write_bytes(zlib.compress(data, 9))
         print(f"{name}: {len(data):,} bytes")

@@ -31,26 +31,31 @@ fn lerp_row<From: Float, To: Float>(
     weight: From::Wide,
     out: &mut [To::Raw],
 ) {
-    let (before, after, out) = lerp_blocks::<16, From, To>(before, after, weight, out);
-    let (before, after, out) = lerp_blocks::<4, From, To>(before, after, weight, out);
-    lerp_blocks::<1, From, To>(before, after, weight, out);
+    let sixteens = out.len() / 16 * 16;
+    let fours = out.len() / 4 * 4;
+    lerp_blocks::<16, From, To>(&before[..sixteens], &after[..sixteens], weight, &mut out[..sixteens]);
+    lerp_blocks::<4, From, To>(
+        &before[sixteens..fours],
+        &after[sixteens..fours],
+        weight,
+        &mut out[sixteens..fours],
+    );
+    lerp_blocks::<1, From, To>(&before[fours..], &after[fours..], weight, &mut out[fours..]);
 }
 
-/// As many blocks of `N` as there are; what is left comes back.
+/// Blocks of `N`; the lengths are equal, and multiples of it.
 ///
 /// A block is loaded, computed and stored, each for itself: it overlaps nothing and has a known length, so that
 /// it compiles to full registers, without checks.
 #[inline(always)]
-fn lerp_blocks<'a, const N: usize, From: Float, To: Float>(
-    before: &'a [From::Raw],
-    after: &'a [From::Raw],
+fn lerp_blocks<const N: usize, From: Float, To: Float>(
+    before: &[From::Raw],
+    after: &[From::Raw],
     weight: From::Wide,
-    out: &'a mut [To::Raw],
-) -> (&'a [From::Raw], &'a [From::Raw], &'a mut [To::Raw]) {
-    let (befores, before) = before.as_chunks::<N>();
-    let (afters, after) = after.as_chunks::<N>();
-    let (outs, out) = out.as_chunks_mut::<N>();
-    for ((out, before), after) in outs.iter_mut().zip(befores).zip(afters) {
+    out: &mut [To::Raw],
+) {
+    let (befores, afters) = (before.as_chunks::<N>().0, after.as_chunks::<N>().0);
+    for ((out, before), after) in out.as_chunks_mut::<N>().0.iter_mut().zip(befores).zip(afters) {
         let (a, b) = (load_block::<N, From>(before), load_block::<N, From>(after));
         let mut made = [To::Bits::default(); N];
         for i in 0..N {
@@ -58,25 +63,21 @@ fn lerp_blocks<'a, const N: usize, From: Float, To: Float>(
         }
         store_block::<N, To>(&made, out);
     }
-    (before, after, out)
 }
 
 #[inline(always)]
 fn cast_row<From: Float, To: Float>(row: &[From::Raw], out: &mut [To::Raw]) {
-    let (row, out) = cast_blocks::<16, From, To>(row, out);
-    let (row, out) = cast_blocks::<4, From, To>(row, out);
-    cast_blocks::<1, From, To>(row, out);
+    let sixteens = out.len() / 16 * 16;
+    let fours = out.len() / 4 * 4;
+    cast_blocks::<16, From, To>(&row[..sixteens], &mut out[..sixteens]);
+    cast_blocks::<4, From, To>(&row[sixteens..fours], &mut out[sixteens..fours]);
+    cast_blocks::<1, From, To>(&row[fours..], &mut out[fours..]);
 }
 
 /// As [`lerp_blocks`].
 #[inline(always)]
-fn cast_blocks<'a, const N: usize, From: Float, To: Float>(
-    row: &'a [From::Raw],
-    out: &'a mut [To::Raw],
-) -> (&'a [From::Raw], &'a mut [To::Raw]) {
-    let (rows, row) = row.as_chunks::<N>();
-    let (outs, out) = out.as_chunks_mut::<N>();
-    for (out, row) in outs.iter_mut().zip(rows) {
+fn cast_blocks<const N: usize, From: Float, To: Float>(row: &[From::Raw], out: &mut [To::Raw]) {
+    for (out, row) in out.as_chunks_mut::<N>().0.iter_mut().zip(row.as_chunks::<N>().0) {
         let values = load_block::<N, From>(row);
         let mut made = [To::Bits::default(); N];
         for i in 0..N {
@@ -84,7 +85,6 @@ fn cast_blocks<'a, const N: usize, From: Float, To: Float>(
         }
         store_block::<N, To>(&made, out);
     }
-    (row, out)
 }
 
 #[inline(always)]

@@ -96,7 +96,9 @@ impl AssemblePlan {
     /// Cuts `batch` samples of `columns` into blocks.
     pub fn new(columns: &[Column<'_>], batch: usize) -> Result<Self, PlanError> {
         if columns.is_empty() || batch == 0 {
-            return Err(PlanError::Empty { what: if batch == 0 { "the batch" } else { "the list of columns" } });
+            return Err(PlanError::Empty {
+                what: if batch == 0 { "the batch" } else { "the list of columns" },
+            });
         }
         let mut fields = Vec::with_capacity(columns.len() * 64);
         let mut blocks = 0_u64;
@@ -106,7 +108,9 @@ impl AssemblePlan {
             let rows_per_tile = tile(steps, batch, field.dim * field.to.size_bytes());
             let tiles = u32_of("steps", steps)?.div_ceil(u32_of("steps", rows_per_tile)?);
             // mirrors Field in cuda/assemble.cu
-            for word in [column.out.0, column.mask.unwrap_or_default().0, column.offsets.0, column.kernel.max_gap()] {
+            for word in
+                [column.out.0, column.mask.unwrap_or_default().0, column.offsets.0, column.kernel.max_gap()]
+            {
                 fields.extend(word.to_le_bytes());
             }
             for word in [
@@ -166,9 +170,13 @@ impl DeviceStream<'_> {
         let stamps = match (self.clock, self.stamps) {
             (Clock::Uniform(_), _) => 0,
             (Clock::Stamps(_), Some(stamps)) if stamps.0 != 0 => stamps.0,
-            (Clock::Stamps(_), _) => return Err(PlanError::Empty { what: "the address of a clock's stamps" }),
+            (Clock::Stamps(_), _) => {
+                return Err(PlanError::Empty { what: "the address of a clock's stamps" });
+            }
         };
-        for word in [self.data.0, stamps, first_ns.cast_unsigned(), num.cast_unsigned(), den.cast_unsigned(), rows] {
+        for word in
+            [self.data.0, stamps, first_ns.cast_unsigned(), num.cast_unsigned(), den.cast_unsigned(), rows]
+        {
             to.extend(word.to_le_bytes());
         }
         Ok(())
@@ -227,7 +235,9 @@ impl FusePlan {
         let time = time.ok_or(PlanError::Times { found: times })?;
         let many = FUSE_STREAMS.iter().position(|&most| streams.len() <= most);
         let many = many.ok_or(PlanError::TooManyStreams { found: streams.len(), most: FUSE_STREAMS[1] })?;
-        for (what, found) in [("the list of streams", streams.len()), ("the batch", batch), ("targets", steps)] {
+        for (what, found) in
+            [("the list of streams", streams.len()), ("the batch", batch), ("targets", steps)]
+        {
             if found == 0 {
                 return Err(PlanError::Empty { what });
             }
@@ -237,12 +247,18 @@ impl FusePlan {
         let pair = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
         // mirrors Plan and Stream in cuda/resample.cu
         let n_streams = u32_of("streams", streams.len())?;
-        let mut words =
-            vec![out.0, targets.0, pair(u32_of("targets", steps)?, u32_of("width", width)?), pair(n_streams, 0)];
+        let mut words = vec![
+            out.0,
+            targets.0,
+            pair(u32_of("targets", steps)?, u32_of("width", width)?),
+            pair(n_streams, 0),
+        ];
         let (mut blocks, mut column) = (0_u64, 0_usize);
         for stream in streams {
             if stream.rows == 0 || stream.dim == 0 {
-                return Err(PlanError::Empty { what: if stream.rows == 0 { "a stream" } else { "a stream's row" } });
+                return Err(PlanError::Empty {
+                    what: if stream.rows == 0 { "a stream" } else { "a stream's row" },
+                });
             }
             let rows_per_tile = tile(steps, batch, stream.dim * size);
             let tiles = u32_of("targets", steps)?.div_ceil(u32_of("targets", rows_per_tile)?);
@@ -290,7 +306,10 @@ mod tests {
         let (f32s, i64s) = (DType::Float32, DType::Int64);
         assert!(matches!(plan(&[], 1, f32s, i64s), Err(PlanError::Empty { .. })));
         assert!(matches!(plan(&[stream], 0, f32s, i64s), Err(PlanError::Empty { .. })));
-        assert!(matches!(plan(&[stream; 81], 1, f32s, i64s), Err(PlanError::TooManyStreams { found: 81, most: 80 })));
+        assert!(matches!(
+            plan(&[stream; 81], 1, f32s, i64s),
+            Err(PlanError::TooManyStreams { found: 81, most: 80 })
+        ));
         assert!(matches!(plan(&[stream], 1, i64s, i64s), Err(PlanError::Values { .. })));
         assert!(matches!(plan(&[stream], 1, f32s, DType::Int32), Err(PlanError::Times { .. })));
         assert!(matches!(plan(&[stream], 1 << 31, f32s, i64s), Err(PlanError::TooManyBlocks { .. })));
@@ -298,6 +317,9 @@ mod tests {
             plan(&[FuseStream { rows: 1 << 32, ..stream }], 1, f32s, i64s),
             Err(PlanError::TooLarge { what: "rows", .. })
         ));
-        assert_eq!(plan(&[stream; 9], 1, f32s, i64s).map(|plan| plan.words.len() * 8).ok(), Some(32 + 80 * 48));
+        assert_eq!(
+            plan(&[stream; 9], 1, f32s, i64s).map(|plan| plan.words.len() * 8).ok(),
+            Some(32 + 80 * 48)
+        );
     }
 }

@@ -2,10 +2,18 @@
 
 mod blend;
 mod bracket;
+mod device;
 mod field;
 mod float;
+mod images;
+mod launch;
 mod simd;
 mod tensors;
 
+pub use device::{
+    ANCHOR_BYTES, AssemblePlan, Column, DevicePtr, DeviceStream, FUSE_STREAMS, FusePlan, FuseStream,
+    PlanError, SOURCE_BYTES,
+};
 pub use field::{Anchor, Field, FieldError, FieldKernel, Offsets, StreamView};
+pub use launch::{Kernels, LaunchError};
 pub use tensors::{Tensor, TensorError, Times, fuse, resample};

@@ -3,7 +3,6 @@
 
 #![expect(
     clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
     clippy::cast_sign_loss,
     clippy::unwrap_used,
     reason = "small numbers of the tests' own, and a test may panic"
