@@ -8,7 +8,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{IoSlice, IoSliceMut, Read as _, Seek as _, Write as _};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -42,6 +42,8 @@ pub enum SocketError {
     PathTooLong { path: PathBuf, found: usize },
     #[error("robocached already runs on {path:?}{}; stop it first (robocached stop) or choose another --socket", with_pid(*pid))]
     AlreadyRunning { path: PathBuf, pid: Option<u32> },
+    #[error("{path:?} is no socket, and is left as it is; choose another --socket")]
+    NotASocket { path: PathBuf },
     #[error("cannot prepare {path:?}")]
     Directory { path: PathBuf, source: std::io::Error },
     #[error(
@@ -151,7 +153,7 @@ impl Connection {
         loop {
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
             let mut control = SendAncillaryBuffer::new(&mut space);
-            if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
+            if fds.len() > FDS_MAX || !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
                 return Err(SocketError::DescriptorsLost);
             }
             let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
@@ -223,7 +225,8 @@ impl Connection {
             })
             .flatten()
             .collect();
-        if message.flags.contains(ReturnFlags::CTRUNC) {
+        // Alignment may leave room for one more than asked for.
+        if message.flags.contains(ReturnFlags::CTRUNC) || fds.len() > FDS_MAX {
             return Err(SocketError::DescriptorsLost);
         }
         if message.flags.contains(ReturnFlags::TRUNC) {
@@ -309,8 +312,12 @@ impl Listener {
             }
             Err(SocketError::Connect { source: Errno::NOENT, .. }) => {}
             Err(SocketError::Connect { source: Errno::CONNREFUSED, .. }) => {
-                std::fs::remove_file(path)
-                    .map_err(|source| SocketError::Directory { path: path.to_owned(), source })?;
+                // A plain file refuses connections too, and is not ours to remove.
+                let found = std::fs::symlink_metadata(path).map_err(failed_at(path))?;
+                if !found.file_type().is_socket() {
+                    return Err(SocketError::NotASocket { path: path.to_owned() });
+                }
+                std::fs::remove_file(path).map_err(failed_at(path))?;
             }
             Err(other) => return Err(other),
         }
@@ -323,12 +330,11 @@ impl Listener {
         bound.map_err(failed)?;
         if let Access::Group(group) = access {
             // The group first: 0660 for the wrong group must never exist.
-            std::os::unix::fs::chown(path, None, Some(group))
-                .map_err(|source| SocketError::Directory { path: path.to_owned(), source })?;
+            std::os::unix::fs::chown(path, None, Some(group)).map_err(failed_at(path))?;
             rustix::fs::chmod(path, Mode::from_raw_mode(0o660)).map_err(failed)?;
         }
         rustix::net::listen(&fd, BACKLOG).map_err(failed)?;
-        let inode = inode(path).map_err(|source| SocketError::Directory { path: path.to_owned(), source })?;
+        let inode = inode(path).map_err(failed_at(path))?;
         Ok(Self { fd, path: path.to_owned(), inode, _lock: lock })
     }
 
@@ -356,6 +362,10 @@ impl Drop for Listener {
             std::fs::remove_file(&self.path).ok();
         }
     }
+}
+
+fn failed_at(path: &Path) -> impl Fn(std::io::Error) -> SocketError {
+    move |source| SocketError::Directory { path: path.to_owned(), source }
 }
 
 fn inode(path: &Path) -> std::io::Result<(u64, u64)> {

@@ -343,7 +343,7 @@ impl<M: Memory> ConsumerRing<M> {
             match found.state() {
                 Some(State::Ready) => {
                     others = true;
-                    // SYNC slot-number: these were written before the publish that `load` acquired. A slot taken
+                    // SYNC slot-bytes: these were written before the publish that `load` acquired. A slot taken
                     // again meanwhile may show the next batch's, but then its generation is another and the
                     // exchange fails.
                     if line.seq.load(Ordering::Relaxed) != seq || line.run.load(Ordering::Relaxed) != run {

@@ -139,10 +139,10 @@ impl SlotWord {
         Self(AtomicU64::new(word.bits()))
     }
 
-    /// What the word is now. Reading a slot's `seq` and `run` after this is ordered behind the publish that wrote them.
+    /// What the word is now. Whoever acts on it does so ordered behind whoever brought it about.
     #[inline]
     pub fn load(&self) -> Word {
-        // SYNC slot-number: Acquire; pairs with the AcqRel of `replace` in a publish.
+        // SYNC slot-bytes: Acquire takes what the Release of `replace` handed over: the slot's bytes, `seq` and `run`.
         Word(self.0.load(Ordering::Acquire))
     }
 
@@ -157,9 +157,10 @@ impl SlotWord {
         match self.0.compare_exchange(
             from.0,
             to.0,
-            // SYNC slot-bytes: Release hands over what the last owner did with the slot's bytes, Acquire takes it:
-            // publish to lease (the fill is seen), release to claim (the reads are over).
-            Ordering::AcqRel,
+            // SYNC slot-bytes: Release hands over what the last owner did with the slot: publish to lease (the fill
+            // is seen), release to claim (the reads are over). The next owner acquired it with the `load` that gave
+            // it `from`: with a generation in the word, `from` found again is the same write.
+            Ordering::Release,
             Ordering::Relaxed, // lost the race: nothing was handed over
         ) {
             Ok(_) => Replaced::Done,

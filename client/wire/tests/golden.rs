@@ -65,7 +65,7 @@ fn spec() -> LoaderSpec {
 fn open() {
     check(
         ToDaemon::Open(Box::new(spec())),
-        b"RC01\x01\x00\x01\x00\x17\x02\x00\x00\x00\x00\x00\x00",
+        b"RC01\x01\x00\x01\x00\x3d\x02\x00\x00\x00\x00\x00\x00",
         concat!(
             r#"{"dataset":{"path":"/data/g1"},"manifest":null,"batch_size":64,"windows":[["action","#,
             r#"{"offsets":{"grid":{"hz":50.0,"steps":50,"start":-0.03333333333333333}},"interp":"linear","max_gap":null}],"#,
@@ -131,7 +131,7 @@ fn opened() {
     };
     check(
         ToClient::Opened(Box::new(info)),
-        b"RC01\x01\x00\x41\x00\xa6\x01\x00\x00\x00\x00\x00\x00",
+        b"RC01\x01\x00\x41\x00\x8f\x01\x00\x00\x00\x00\x00\x00",
         concat!(
             r#"{"client":5,"daemon_pid":77,"fingerprint":"c0ffee","anchors":35965,"batch_size":64,"rank":0,"world_size":1,"#,
             r#""drop_last":true,"slots":4,"slot_bytes":8192,"columns":[{"name":"action","dtype":"float32","shape":[2,3],"#,
@@ -145,12 +145,12 @@ fn opened() {
 fn refused_failed_draining_status_and_stopping() {
     check(
         ToClient::Refused { code: RefusalCode::UnsupportedDevice, message: "no \"cuda\"".to_owned() },
-        b"RC01\x01\x00\x42\x00\x36\x00\x00\x00\x00\x00\x00\x00",
+        b"RC01\x01\x00\x42\x00\x35\x00\x00\x00\x00\x00\x00\x00",
         r#"{"code":"unsupported_device","message":"no \"cuda\""}"#,
     );
     check(
         ToClient::Failed { run: 1, seq: 2, message: "x".to_owned() },
-        b"RC01\x01\x00\x43\x00\x21\x00\x00\x00\x00\x00\x00\x00",
+        b"RC01\x01\x00\x43\x00\x1f\x00\x00\x00\x00\x00\x00\x00",
         r#"{"run":1,"seq":2,"message":"x"}"#,
     );
     check(
