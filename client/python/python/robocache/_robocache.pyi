@@ -1,8 +1,11 @@
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, final
+
+__all__ = ["Batch", "Loader", "Tensor", "__version__"]
 
 __version__: str
 
+@final
 class Loader:
     """One rank's attachment to a daemon. Everything that waits lets other threads run and heeds Ctrl-C."""
 
@@ -22,6 +25,7 @@ class Loader:
     def status(self) -> str: ...
     def close(self) -> None: ...
 
+@final
 class Batch:
     """A lease on one slot."""
 
@@ -38,6 +42,7 @@ class Batch:
     def column(self, key: str) -> Tensor | list[str]: ...
     def ids(self) -> bytes: ...
 
+@final
 class Tensor:
     """One column of a batch, `[B, ...]`, contiguous; a producer of DLPack capsules that hold the lease."""
 
