@@ -1,4 +1,5 @@
 //! The client against the contract: a daemon in miniature, in threads of this process.
+#![expect(clippy::unwrap_used, reason = "test code: a failure here is the test's")]
 
 mod mini;
 

@@ -1,5 +1,6 @@
 //! What needs real processes: a daemon that is killed, a client that forks, an embedded daemon.
 #![expect(unsafe_code, reason = "fork")]
+#![expect(clippy::unwrap_used, reason = "test code: a failure here is the test's")]
 
 mod mini;
 

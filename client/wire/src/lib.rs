@@ -1,7 +1,7 @@
 //! The contract between `robocached` and its clients. No CUDA, no logging, no threads.
 //!
 //! - [`spec`], [`epoch`], [`message`], [`fds`]: what is said over the socket (`docs/protocol.md`).
-//! - [`segment`], [`words`], [`slot`], [`batch`]: what lies in shared memory (`docs/segment.md`).
+//! - [`segment`], [`shape`], [`words`], [`slot`], [`batch`]: what lies in shared memory (`docs/segment.md`).
 //! - [`ring`]: how both sides use it; [`producer`] and [`consumer`] are its ends, with guards.
 //! - [`sync`]: the only door to atomics.
 //!
@@ -24,3 +24,5 @@ pub mod fds;
 pub mod producer;
 #[cfg(not(loom))]
 pub mod segment;
+#[cfg(not(loom))]
+pub mod shape;

@@ -1,5 +1,6 @@
 //! The fuzz targets' corpus, run on stable: every file that was once worth keeping is still a value or an error.
 #![cfg(not(loom))]
+#![expect(clippy::unwrap_used, reason = "test code: a failure here is the test's")]
 #![expect(unreachable_pub, reason = "the bodies are shared with the fuzz targets")]
 
 #[path = "../fuzz/fuzz_targets/bodies.rs"]

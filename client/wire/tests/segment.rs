@@ -1,5 +1,6 @@
 //! Real memfds: what is sealed, what is refused, and what a client that writes where it can achieves (nothing).
 #![cfg(not(loom))]
+#![expect(clippy::unwrap_used, reason = "test code: a failure here is the test's")]
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;

@@ -1,5 +1,6 @@
 //! Datagrams, descriptors and the socket file.
 #![cfg(not(loom))]
+#![expect(clippy::unwrap_used, reason = "test code: a failure here is the test's")]
 
 use std::io::{Read as _, Seek as _, Write as _};
 use std::os::fd::AsFd as _;
