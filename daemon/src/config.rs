@@ -115,7 +115,7 @@ impl Config {
             let (line, column) = position(text, error.span().map_or(0, |span| span.start));
             ConfigError::Parse { path: path.to_owned(), line, column, message: error.message().to_owned() }
         })?;
-        let base = path.parent().unwrap_or(Path::new("/"));
+        let base = path.parent().unwrap_or_else(|| Path::new("/"));
         if let Some(socket) = &mut config.socket {
             *socket = base.join(&*socket);
         }

@@ -1,6 +1,6 @@
 //! `robocached inspect`: what a dataset holds and what is wrong with it, before anything is trained on it.
 //!
-//! Facts are gathered into a [`Report`] and then shown, as JSON or as text with small pictures; nothing is computed
+//! Facts are gathered into a `Report` and then shown, as JSON or as text with small pictures; nothing is computed
 //! while showing. One episode is looked at closely (or all, with `--all`); the rest is metadata.
 
 mod manifest;

@@ -43,7 +43,7 @@ impl Episode<'_> {
     }
 
     pub(crate) fn task(&self) -> &'static str {
-        TASKS.iter().copied().cycle().nth((self.task_index()) as usize).unwrap_or(TASKS[0])
+        usize::try_from(self.task_index()).ok().and_then(|task| TASKS.get(task)).copied().unwrap_or_default()
     }
 }
 
@@ -129,7 +129,7 @@ fn write_rows(
         columns.push(Arc::new(timestamps));
         let (from, to) = (int64(block.start)?, int64(block.end)?);
         let (episode, first, task) = (int64(episode)?, int64(first)?, int64(task)?);
-        let rows = frames as usize;
+        let rows = usize::try_from(frames)?;
         for values in [
             (from..to).collect::<Int64Array>(),
             std::iter::repeat_n(episode, rows).collect(),

@@ -2,6 +2,9 @@
 
 use std::f64::consts::TAU;
 
+/// Steps in a unit: sensors are quantised, and columns of theirs compress as recorded ones do.
+const RESOLUTION: f64 = 8192.0;
+
 /// SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014): a stream of 64-bit
 /// numbers that depends on its seed alone and will stay so.
 #[derive(Debug, Clone)]
@@ -84,7 +87,8 @@ impl Signals {
     /// All channels at `t` seconds, noise included.
     pub(crate) fn at(&mut self, t: f64) -> impl Iterator<Item = f64> {
         let Self { channels, noise, rng } = self;
-        channels.iter().map(move |channel| channel.at(t) + *noise * rng.noise())
+        let exact = channels.iter().map(move |channel| channel.at(t) + *noise * rng.noise());
+        exact.map(|value| (value * RESOLUTION).round() / RESOLUTION)
     }
 
     /// Appends a row for each of `times`.
