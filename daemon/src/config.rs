@@ -89,7 +89,7 @@ pub enum DatasetFlagError {
 }
 
 /// Slots a ring may have.
-const SLOTS: std::ops::RangeInclusive<u32> = 2..=1024;
+const SLOTS: std::ops::RangeInclusive<u32> = 2..=256;
 
 impl Config {
     /// Reads a config file.
@@ -137,7 +137,7 @@ impl Config {
                 path: path.to_owned(),
                 key: "slots".to_owned(),
                 found: slots.to_string(),
-                allowed: "2 to 1024",
+                allowed: "2 to 256",
             });
         }
         for name in self.datasets.keys() {
@@ -355,7 +355,7 @@ mod tests {
         for (text, wanted) in [
             ("memory = \"8 apples\"", "GiB"),
             ("memory = -1", "size"),
-            ("slots = 1", "2 to 1024"),
+            ("slots = 1", "2 to 256"),
             ("[threads]\nreaders = 0", "nonzero"),
             ("[log]\nformat = \"xml\"", "json"),
             ("[datasets]\n\"a/b\" = \"x\"", "a/b"),
