@@ -49,7 +49,8 @@ impl Anchors {
     /// Every row of these clocks.
     pub fn clocks(clocks: impl IntoIterator<Item = (u32, Clock)>) -> Self {
         let (episodes, clocks): (Vec<_>, Vec<_>) = clocks.into_iter().unzip();
-        let lengths: Vec<_> = episodes.into_iter().zip(clocks.iter().map(|clock| clock.rows() as u64)).collect();
+        let lengths: Vec<_> =
+            episodes.into_iter().zip(clocks.iter().map(|clock| clock.rows() as u64)).collect();
         Self::build(lengths, Times::OfClocks(clocks))
     }
 

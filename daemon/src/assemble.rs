@@ -80,7 +80,8 @@ fn fill(
                 Index::Frame => out.copy_from_slice(&signed(sample.place.nth)),
                 Index::Task => out.copy_from_slice(&0_i64.to_le_bytes()),
                 Index::Timestamp => {
-                    let since = i128::from(anchor.t_ns) - i128::from(plan.anchors.origin_ns(sample.place, clock));
+                    let since =
+                        i128::from(anchor.t_ns) - i128::from(plan.anchors.origin_ns(sample.place, clock));
                     #[expect(
                         clippy::cast_possible_truncation,
                         clippy::cast_precision_loss,

@@ -75,15 +75,24 @@ fn work(jobs: &Receiver<Job>) {
                     Published::Ready | Published::Stale => {}
                     Published::Scribbled => {
                         let client = loader.producer.shape().client;
-                        tracing::warn!(client, seq = header.seq, "a client wrote over a slot word; its ring loses the slot");
+                        tracing::warn!(
+                            client,
+                            seq = header.seq,
+                            "a client wrote over a slot word; its ring loses the slot"
+                        );
                     }
                 }
                 loader.metrics.published(u64::from(header.rows), elapsed);
             }
             Err(_panic) => {
                 drop(filling);
-                tracing::error!(client = loader.producer.shape().client, seq = header.seq, "assembling a batch panicked; this is a bug");
-                loader.fail(header.seq, "assembling the batch panicked: a bug in robocached, please report it");
+                tracing::error!(
+                    client = loader.producer.shape().client,
+                    seq = header.seq,
+                    "assembling a batch panicked; this is a bug"
+                );
+                loader
+                    .fail(header.seq, "assembling the batch panicked: a bug in robocached, please report it");
             }
         }
         drop(samples);

@@ -148,17 +148,26 @@ impl Catalog {
         Some(dataset)
     }
 
-    fn resolve(&self, wanted: &DatasetRef, manifest: Option<&str>, trust: Trust) -> Result<Key, CatalogError> {
+    fn resolve(
+        &self,
+        wanted: &DatasetRef,
+        manifest: Option<&str>,
+        trust: Trust,
+    ) -> Result<Key, CatalogError> {
         match wanted {
-            DatasetRef::Path(path) if !path.is_absolute() => Err(CatalogError::Relative { path: path.clone() }),
+            DatasetRef::Path(path) if !path.is_absolute() => {
+                Err(CatalogError::Relative { path: path.clone() })
+            }
             DatasetRef::Path(path) if trust == Trust::Group => {
                 Err(CatalogError::NotAllowed { path: path.clone(), served: self.names() })
             }
-            DatasetRef::Path(path) => Ok(Key { path: canonical(path), manifest: manifest.map(str::to_owned) }),
+            DatasetRef::Path(path) => {
+                Ok(Key { path: canonical(path), manifest: manifest.map(str::to_owned) })
+            }
             DatasetRef::Name(name) => {
                 let entry = self.state.lock().named.get(name).cloned();
-                let entry =
-                    entry.ok_or_else(|| CatalogError::NoName { wanted: name.clone(), served: self.names() })?;
+                let entry = entry
+                    .ok_or_else(|| CatalogError::NoName { wanted: name.clone(), served: self.names() })?;
                 let text = match (&entry.manifest, manifest) {
                     (_, Some(text)) => Some(text.to_owned()),
                     (Some(path), None) => Some(std::fs::read_to_string(path).map_err(|source| {

@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 /// One loader's known future on one dataset.
 #[derive(Debug)]
@@ -54,14 +54,27 @@ impl Future {
         self.state.lock().needs.clear();
     }
 
+    /// A look at it that nobody changes meanwhile.
+    pub fn look(&self) -> Look<'_> {
+        Look { dataset: self.dataset, state: self.state.lock() }
+    }
+}
+
+/// A future, held still.
+#[derive(Debug)]
+pub struct Look<'a> {
+    dataset: u64,
+    state: MutexGuard<'a, State>,
+}
+
+impl Look<'_> {
     /// Batches until the episode is needed; none if that is not known to happen.
     pub fn distance(&self, dataset: u64, episode: u32) -> Option<u64> {
         if dataset != self.dataset {
             return None;
         }
-        let state = self.state.lock();
-        let next = state.needs.get(&episode)?.front()?;
-        Some(next.saturating_sub(state.now))
+        let next = self.state.needs.get(&episode)?.front()?;
+        Some(next.saturating_sub(self.state.now))
     }
 }
 
@@ -74,11 +87,11 @@ mod tests {
         let future = Future::new(1);
         future.expect(0, &[7, 8]);
         future.expect(3, &[7]);
-        assert_eq!((future.distance(1, 7), future.distance(1, 8)), (Some(0), Some(0)));
+        assert_eq!((future.look().distance(1, 7), future.look().distance(1, 8)), (Some(0), Some(0)));
         future.done(0, &[7, 8]);
-        assert_eq!((future.distance(1, 7), future.distance(1, 8)), (Some(2), None));
-        assert_eq!(future.distance(2, 7), None);
+        assert_eq!((future.look().distance(1, 7), future.look().distance(1, 8)), (Some(2), None));
+        assert_eq!(future.look().distance(2, 7), None);
         future.clear();
-        assert_eq!(future.distance(1, 7), None);
+        assert_eq!(future.look().distance(1, 7), None);
     }
 }

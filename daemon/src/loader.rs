@@ -73,7 +73,12 @@ enum Interrupt {
 }
 
 impl Loader {
-    pub fn new(spec: LoaderSpec, plan: Arc<Plan>, dataset: Arc<DatasetStore>, producer: Arc<Producer>) -> Arc<Self> {
+    pub fn new(
+        spec: LoaderSpec,
+        plan: Arc<Plan>,
+        dataset: Arc<DatasetStore>,
+        producer: Arc<Producer>,
+    ) -> Arc<Self> {
         let start = spec.start;
         let orders = Orders { seek: Some((producer.run(), start)), ..Orders::default() };
         Arc::new(Self {
@@ -92,7 +97,7 @@ impl Loader {
     /// Goes on at `position` as run `run`; runs only ever grow.
     pub fn seek(&self, run: u32, position: Position) {
         let mut orders = self.orders.lock();
-        let newest = orders.seek.map_or(self.producer.run(), |(pending, _)| pending);
+        let newest = orders.seek.map_or_else(|| self.producer.run(), |(pending, _)| pending);
         if run <= newest {
             tracing::warn!(run, newest, "a client sent a seek to a run that is past; ignored");
             return;
@@ -169,7 +174,12 @@ impl Loader {
                 Interrupt::Failed { seq, message } => {
                     // Batches before it come first: the client takes them by number.
                     self.wait_for_assemblers();
-                    tracing::error!(client = self.producer.shape().client, seq, message, "a batch cannot be made");
+                    tracing::error!(
+                        client = self.producer.shape().client,
+                        seq,
+                        message,
+                        "a batch cannot be made"
+                    );
                     let run = self.producer.run();
                     tell(&ToClient::Failed { run, seq, message });
                     self.producer.set_state(DaemonState::Failed);

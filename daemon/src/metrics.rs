@@ -30,7 +30,8 @@ pub struct LoaderCounts {
 impl LoaderMetrics {
     pub fn new() -> Self {
         let zero = AtomicU64::default;
-        let (batches, samples, assemble_ns, wait_slot_ns, wait_data_ns) = (zero(), zero(), zero(), zero(), zero());
+        let (batches, samples, assemble_ns, wait_slot_ns, wait_data_ns) =
+            (zero(), zero(), zero(), zero(), zero());
         Self { opened: Instant::now(), batches, samples, assemble_ns, wait_slot_ns, wait_data_ns }
     }
 

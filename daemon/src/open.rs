@@ -106,7 +106,12 @@ fn open(session: &Shared, spec: LoaderSpec, host: &Host) -> Result<Opened, Refus
     };
     let ring = |source: &dyn std::error::Error| Refusal {
         code: RefusalCode::Internal,
-        message: format!("cannot make a ring of {} slots of {} bytes: {}", shape.slots, shape.slot_bytes, chain(source)),
+        message: format!(
+            "cannot make a ring of {} slots of {} bytes: {}",
+            shape.slots,
+            shape.slot_bytes,
+            chain(source)
+        ),
     };
     let (producer, ring_fds) = Producer::create(shape).map_err(|error| ring(&error))?;
     let (text_tables, texts) = encode_texts(&plan.texts)?;

@@ -89,7 +89,9 @@ pub enum PlanError {
     NoStream { dataset: String, wanted: String, found: Vec<String> },
     #[error("stream {stream:?} is {what}, which this version does not decode; leave it out")]
     Opaque { stream: String, what: String },
-    #[error("windows and delta_timestamps cannot both be given: windows are times, delta_timestamps are frames")]
+    #[error(
+        "windows and delta_timestamps cannot both be given: windows are times, delta_timestamps are frames"
+    )]
     TwoForms,
     #[error("{key:?} is asked for twice")]
     Twice { key: String },
@@ -150,14 +152,16 @@ impl Plan {
             texts: Vec::new(),
         };
         builder.data_columns()?;
-        let frame_anchors = frames.clock() == Some(FRAME_CLOCK) && matches!(dataset.layout(), Layout::LeRobot { .. });
+        let frame_anchors =
+            frames.clock() == Some(FRAME_CLOCK) && matches!(dataset.layout(), Layout::LeRobot { .. });
         builder.index_columns(frame_anchors)?;
         builder.finish(anchors, frame_anchors)
     }
 }
 
 fn check_parameters(spec: &LoaderSpec) -> Result<(), PlanError> {
-    let parameter = |what, wanted: &str, found: String| PlanError::Parameter { what, wanted: wanted.to_owned(), found };
+    let parameter =
+        |what, wanted: &str, found: String| PlanError::Parameter { what, wanted: wanted.to_owned(), found };
     if spec.windows.is_some() && spec.delta_timestamps.is_some() {
         return Err(PlanError::TwoForms);
     }
@@ -260,20 +264,24 @@ impl Builder<'_> {
 
     fn stream(&self, key: &str) -> Result<usize, PlanError> {
         let streams = self.dataset.streams();
-        let position = streams.iter().position(|stream| stream.name == key).ok_or_else(|| PlanError::NoStream {
-            dataset: self.name.clone(),
-            wanted: key.to_owned(),
-            found: streams.iter().map(|stream| stream.name.clone()).collect(),
-        })?;
+        let position =
+            streams.iter().position(|stream| stream.name == key).ok_or_else(|| PlanError::NoStream {
+                dataset: self.name.clone(),
+                wanted: key.to_owned(),
+                found: streams.iter().map(|stream| stream.name.clone()).collect(),
+            })?;
         match &streams[position].kind {
-            StreamKind::Opaque { what } => Err(PlanError::Opaque { stream: key.to_owned(), what: what.clone() }),
+            StreamKind::Opaque { what } => {
+                Err(PlanError::Opaque { stream: key.to_owned(), what: what.clone() })
+            }
             _ => Ok(position),
         }
     }
 
     fn window_offsets(&self, key: &str, window: &WindowSpec) -> Result<Box<[i64]>, PlanError> {
         let bad = |what, wanted, found| PlanError::Window { stream: key.to_owned(), what, wanted, found };
-        let too_many = |steps| PlanError::TooManySteps { stream: key.to_owned(), steps, limit: self.limits.steps };
+        let too_many =
+            |steps| PlanError::TooManySteps { stream: key.to_owned(), steps, limit: self.limits.steps };
         if let Some(gap) = window.max_gap
             && !(gap > 0.0 && gap.is_finite())
         {
@@ -293,7 +301,11 @@ impl Builder<'_> {
                 #[expect(clippy::cast_precision_loss, reason = "steps are far below 2^53")]
                 let offset = |k: u64| seconds_to_ns(start + k as f64 / hz);
                 (0..*steps).map(offset).collect::<Option<_>>().ok_or_else(|| {
-                    bad("start and hz", "offsets within 292 years", format!("start {start} s, {steps} steps at {hz} Hz"))
+                    bad(
+                        "start and hz",
+                        "offsets within 292 years",
+                        format!("start {start} s, {steps} steps at {hz} Hz"),
+                    )
                 })?
             }
             OffsetsSpec::At(at) => {
@@ -327,7 +339,12 @@ impl Builder<'_> {
                 found: format!("{:?}", self.spec.anchors),
             });
         }
-        let bad = |wanted, found| PlanError::Window { stream: key.to_owned(), what: "delta_timestamps", wanted, found };
+        let bad = |wanted, found| PlanError::Window {
+            stream: key.to_owned(),
+            what: "delta_timestamps",
+            wanted,
+            found,
+        };
         if deltas.is_empty() {
             return Err(bad("at least one offset", "none".to_owned()));
         }
@@ -377,8 +394,11 @@ impl Builder<'_> {
         #[expect(clippy::cast_possible_truncation, reason = "checked to be a positive number; saturates")]
         let max_gap_ns = max_gap.map(|seconds| (seconds * 1e9).round() as i64);
         let field = Field { offsets, interp, max_gap_ns, dim: schema.dim(), from: schema.dtype, to };
-        let kernel = FieldKernel::new(field)
-            .map_err(|source| PlanError::Field { stream: key.to_owned(), interp, source })?;
+        let kernel = FieldKernel::new(field).map_err(|source| PlanError::Field {
+            stream: key.to_owned(),
+            interp,
+            source,
+        })?;
         let role = match schema.kind {
             StreamKind::Text => ColumnRole::Text { table: self.text_table(stream)? },
             _ => ColumnRole::Data,
@@ -429,7 +449,8 @@ impl Builder<'_> {
             if self.keys.contains(key) {
                 continue; // asked for over a window: that is what the key means then, as in LeRobot
             }
-            let stream = stored.then(|| self.dataset.streams().iter().position(|stream| stream.name == key)).flatten();
+            let stream =
+                stored.then(|| self.dataset.streams().iter().position(|stream| stream.name == key)).flatten();
             let dtype = if index == Index::Timestamp { DType::Float32 } else { DType::Int64 };
             let source = match stream {
                 Some(stream) => self.index_from(stream, dtype)?,
@@ -467,7 +488,8 @@ impl Builder<'_> {
             return Ok(());
         }
         let streams = self.dataset.streams();
-        let task_index = streams.iter().position(|s| s.name == "task_index" && s.dtype == DType::Int64 && s.dim() == 1);
+        let task_index =
+            streams.iter().position(|s| s.name == "task_index" && s.dtype == DType::Int64 && s.dim() == 1);
         let Some(stream) = task_index.filter(|_| stored) else { return Ok(()) };
         let tasks = self.dataset.tasks();
         self.texts.push(tasks.into());

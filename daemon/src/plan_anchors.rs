@@ -16,7 +16,10 @@ pub enum AnchorKind {
     /// The dataset's own frames, their number known from the metadata.
     OwnFrames,
     /// The rows of a stream (its position), and its clock's number.
-    StreamFrames { stream: usize, clock: usize },
+    StreamFrames {
+        stream: usize,
+        clock: usize,
+    },
     Episodes,
     Grid,
 }
@@ -43,19 +46,28 @@ pub fn frame_kind(dataset: &Dataset, spec: &LoaderSpec, name: &str) -> Result<An
                     found: format!("anchor_stream {stream:?} with {:?}", spec.anchors),
                 });
             }
-            if matches!(spec.anchors, AnchorSpec::Episodes) { Ok(AnchorKind::Episodes) } else { Ok(AnchorKind::Grid) }
+            if matches!(spec.anchors, AnchorSpec::Episodes) {
+                Ok(AnchorKind::Episodes)
+            } else {
+                Ok(AnchorKind::Grid)
+            }
         }
         AnchorSpec::Frames => {
             let streams = dataset.streams();
             if let Some(wanted) = &spec.anchor_stream {
-                let stream = streams.iter().position(|s| s.name == *wanted).ok_or_else(|| PlanError::NoStream {
-                    dataset: name.to_owned(),
-                    wanted: wanted.clone(),
-                    found: streams.iter().map(|s| s.name.clone()).collect(),
-                })?;
+                let stream =
+                    streams.iter().position(|s| s.name == *wanted).ok_or_else(|| PlanError::NoStream {
+                        dataset: name.to_owned(),
+                        wanted: wanted.clone(),
+                        found: streams.iter().map(|s| s.name.clone()).collect(),
+                    })?;
                 let clock = streams[stream].clock;
                 let own = clock == FRAME_CLOCK && matches!(dataset.layout(), Layout::LeRobot { .. });
-                return Ok(if own { AnchorKind::OwnFrames } else { AnchorKind::StreamFrames { stream, clock } });
+                return Ok(if own {
+                    AnchorKind::OwnFrames
+                } else {
+                    AnchorKind::StreamFrames { stream, clock }
+                });
             }
             if matches!(dataset.layout(), Layout::LeRobot { .. }) {
                 return Ok(AnchorKind::OwnFrames);
@@ -74,7 +86,12 @@ pub fn frame_kind(dataset: &Dataset, spec: &LoaderSpec, name: &str) -> Result<An
 }
 
 /// The anchors of the chosen episodes.
-pub fn plan(dataset: &Dataset, spec: &LoaderSpec, kind: &AnchorKind, name: &str) -> Result<Anchors, PlanError> {
+pub fn plan(
+    dataset: &Dataset,
+    spec: &LoaderSpec,
+    kind: &AnchorKind,
+    name: &str,
+) -> Result<Anchors, PlanError> {
     let chosen = chosen_episodes(dataset, spec, name)?;
     let anchors = match *kind {
         AnchorKind::OwnFrames => {
@@ -162,7 +179,10 @@ fn in_parallel<T: Send, E: Send>(
             .chunks(share)
             .map(|chunk| scope.spawn(|| chunk.iter().map(&read).collect::<Result<Vec<T>, E>>()))
             .collect();
-        workers.into_iter().map(|worker| worker.join().expect("readers contain their panics")).collect::<Vec<_>>()
+        workers
+            .into_iter()
+            .map(|worker| worker.join().expect("readers contain their panics"))
+            .collect::<Vec<_>>()
     });
     let mut all = Vec::with_capacity(episodes.len());
     for result in results {

@@ -69,7 +69,9 @@ pub fn run(options: ServeOptions) -> Result<(), ServeError> {
     let reader_threads = (0..readers)
         .map(|number| {
             let store = Arc::clone(&store);
-            std::thread::Builder::new().name(format!("read-{number}")).spawn(move || store.read_until_closed())
+            std::thread::Builder::new()
+                .name(format!("read-{number}"))
+                .spawn(move || store.read_until_closed())
         })
         .collect::<Result<Vec<_>, _>>()
         .map_err(|source| ServeError::System { what: "cannot start reader threads", source })?;
@@ -132,7 +134,8 @@ fn block_signals() -> Result<SignalFd, ServeError> {
     }
     let system = |what| move |errno: nix::Error| ServeError::System { what, source: errno.into() };
     set.thread_block().map_err(system("cannot block signals"))?;
-    SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC).map_err(system("cannot make a signalfd"))
+    SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+        .map_err(system("cannot make a signalfd"))
 }
 
 fn group_id(name: &str) -> Result<u32, ServeError> {
@@ -187,7 +190,14 @@ impl Server {
             }
             self.leaving = std::mem::take(&mut self.leaving)
                 .into_iter()
-                .filter_map(|thread| if thread.is_finished() { join(thread); None } else { Some(thread) })
+                .filter_map(|thread| {
+                    if thread.is_finished() {
+                        join(thread);
+                        None
+                    } else {
+                        Some(thread)
+                    }
+                })
                 .collect();
             if self.is_drained() {
                 return;
@@ -269,7 +279,10 @@ impl Server {
             return refuse(RefusalCode::NotAllowed, message);
         };
         if self.sessions.len() >= SESSIONS {
-            return refuse(RefusalCode::Busy, format!("{SESSIONS} clients are connected, which is the limit"));
+            return refuse(
+                RefusalCode::Busy,
+                format!("{SESSIONS} clients are connected, which is the limit"),
+            );
         }
         let client = self.free_number();
         tracing::debug!(client, pid = peer.pid, "connected");
@@ -302,7 +315,8 @@ impl Server {
             Outcome::Keep => {}
             Outcome::Close => self.close(client),
             Outcome::Status => {
-                let status = report::status(self.started, self.listener.path(), &self.host, self.sessions.values());
+                let status =
+                    report::status(self.started, self.listener.path(), &self.host, self.sessions.values());
                 if let Some(session) = self.sessions.get(&client) {
                     session.shared().send(&ToClient::StatusReply(status), &[]);
                 }
@@ -395,7 +409,10 @@ impl Server {
         let new = match self.options.reload() {
             Ok(new) => new,
             Err(error) => {
-                tracing::error!(error = crate::loader::chain(&error), "cannot re-read the config; going on with the old one");
+                tracing::error!(
+                    error = crate::loader::chain(&error),
+                    "cannot re-read the config; going on with the old one"
+                );
                 return;
             }
         };
@@ -422,5 +439,6 @@ fn readable(fd: BorrowedFd<'_>) -> PollFd<'_> {
 fn in_group(uid: u32, group: u32) -> bool {
     let Ok(Some(user)) = nix::unistd::User::from_uid(uid.into()) else { return false };
     let Ok(name) = std::ffi::CString::new(user.name) else { return false };
-    nix::unistd::getgrouplist(&name, user.gid).is_ok_and(|groups| groups.iter().any(|gid| gid.as_raw() == group))
+    nix::unistd::getgrouplist(&name, user.gid)
+        .is_ok_and(|groups| groups.iter().any(|gid| gid.as_raw() == group))
 }

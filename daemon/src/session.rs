@@ -71,7 +71,11 @@ impl Session {
             .and_then(rustix::process::Pid::from_raw)
             .and_then(|pid| rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok());
         if pidfd.is_none() {
-            tracing::debug!(client, pid = peer.pid, "no pidfd for this client; its death shows when its socket closes");
+            tracing::debug!(
+                client,
+                pid = peer.pid,
+                "no pidfd for this client; its death shows when its socket closes"
+            );
         }
         let (loader, gone) = (Mutex::new(None), AtomicBool::new(false));
         Self { shared: Arc::new(Shared { socket, peer, trust, client, loader, gone }), pidfd, thread: None }

@@ -116,6 +116,21 @@ pub struct DatasetStore {
     episodes: Arc<Slots>,
     units: Vec<Vec<usize>>,
     unit_of: Vec<u32>,
+    /// What was read so far of each stream: the sizes to expect where the metadata tells none.
+    seen: Vec<Seen>,
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    bytes: AtomicU64,
+    episodes: AtomicU64,
+}
+
+impl Seen {
+    /// Bytes of an average episode, once there is one.
+    fn mean_bytes(&self) -> Option<u64> {
+        self.bytes.load(Ordering::Relaxed).checked_div(self.episodes.load(Ordering::Relaxed))
+    }
 }
 
 /// Streams of one episode that are resident, by position in `Dataset::streams`.
@@ -190,6 +205,7 @@ impl Store {
                 unit_of[episode] = u32::try_from(unit).expect("units are fewer than episodes");
             }
         }
+        let seen = (0..dataset.streams().len()).map(|_| Seen::default()).collect();
         Arc::new(DatasetStore {
             id: self.next_dataset.fetch_add(1, Ordering::Relaxed),
             store: Arc::clone(self),
@@ -197,6 +213,7 @@ impl Store {
             episodes: (0..count).map(|_| RwLock::new(None)).collect(),
             units,
             unit_of,
+            seen,
         })
     }
 
@@ -259,7 +276,8 @@ impl Store {
         self.counters.read_ns.fetch_add(elapsed, Ordering::Relaxed);
         let mut ledger = self.ledger.lock();
         ledger.loading_bytes = ledger.loading_bytes.saturating_sub(job.expected);
-        let keys = || job.episodes.iter().flat_map(|&e| job.streams.iter().map(move |&s| (job.dataset.id, e, s)));
+        let keys =
+            || job.episodes.iter().flat_map(|&e| job.streams.iter().map(move |&s| (job.dataset.id, e, s)));
         for key in keys() {
             ledger.loading.remove(&key);
         }
@@ -286,7 +304,8 @@ impl Store {
             Err(_panic) => {
                 tracing::error!(dataset = ?dataset.root(), ?episodes, "reading panicked; this is a bug");
                 let path = dataset.root().to_owned();
-                let error = Arc::new(ReadError::Panicked { path, what: "a bug outside the decoder".to_owned() });
+                let error =
+                    Arc::new(ReadError::Panicked { path, what: "a bug outside the decoder".to_owned() });
                 for key in keys() {
                     ledger.failed.insert(key, Arc::clone(&error));
                 }
@@ -311,6 +330,10 @@ impl Store {
                 stream.values.buffer = stream.values.buffer.as_slice().into();
             }
             self.counters.bytes_decoded.fetch_add(stream.values.buffer.len() as u64, Ordering::Relaxed);
+            let seen = &dataset.seen[position];
+            let size = stream.values.buffer.len() + stream.clock.size_bytes();
+            seen.bytes.fetch_add(size as u64, Ordering::Relaxed);
+            seen.episodes.fetch_add(1, Ordering::Relaxed);
             columns.streams[position] = Some(stream);
         }
         let bytes = columns.bytes();
@@ -355,6 +378,7 @@ impl Store {
             return Admission::Taken;
         }
         let futures: Vec<Arc<Future>> = ledger.futures.iter().filter_map(Weak::upgrade).collect();
+        let futures: Vec<_> = futures.iter().map(|future| future.look()).collect();
         let mut candidates: Vec<(u64, u64, (u64, u32))> = ledger
             .resident
             .iter()
@@ -364,10 +388,13 @@ impl Store {
             })
             .filter(|(next, ..)| *next > sooner_than || sooner_than == u64::MAX)
             .collect();
-        // Needed last first; among those never needed, least recently touched first.
+        drop(futures);
+        // Needed last first; among those never needed, least recently touched first. A little more than is wanted
+        // goes, so that not every read has to look through all that is resident.
         candidates.sort_unstable_by(|a, b| b.cmp(a));
+        let spare = budget / 64;
         for (_, _, key) in candidates {
-            if !over(ledger) {
+            if ledger.used + ledger.loading_bytes + incoming + spare <= budget {
                 break;
             }
             self.evict(ledger, key);
@@ -400,7 +427,9 @@ impl DatasetStore {
 
     /// Bytes these streams of all episodes are expected to take, where the metadata tells.
     pub fn expected_total(&self, streams: &[usize]) -> u64 {
-        (0..self.episodes.len()).map(|e| self.expected_bytes(u32::try_from(e).unwrap_or(u32::MAX), streams)).sum()
+        (0..self.episodes.len())
+            .map(|e| self.expected_bytes(u32::try_from(e).unwrap_or(u32::MAX), streams))
+            .sum()
     }
 
     /// Bytes resident of this dataset, and episodes.
@@ -410,14 +439,22 @@ impl DatasetStore {
         mine.fold((0, 0), |(bytes, count), (_, resident)| (bytes + resident.bytes, count + 1))
     }
 
+    /// What these streams of an episode will take: from the metadata, else as episodes before it.
     fn expected_bytes(&self, episode: u32, streams: &[usize]) -> u64 {
-        let frames = self.dataset.episodes()[episode as usize].frames.unwrap_or(0) as u64;
-        let row: usize = streams
-            .iter()
-            .map(|&stream| &self.dataset.streams()[stream])
-            .map(|schema| schema.dim() * schema.dtype.size_bytes())
-            .sum();
-        frames * row as u64
+        match self.dataset.episodes()[episode as usize].frames {
+            Some(frames) => {
+                let schemas = streams.iter().map(|&stream| &self.dataset.streams()[stream]);
+                let row: usize = schemas.map(|schema| schema.dim() * schema.dtype.size_bytes()).sum();
+                frames as u64 * row as u64
+            }
+            None => streams.iter().filter_map(|&stream| self.seen[stream].mean_bytes()).sum(),
+        }
+    }
+
+    /// Whether sizes can be foretold at all: before the first read of a stream table they cannot.
+    fn sizes_are_known(&self, episode: u32, streams: &[usize]) -> bool {
+        self.dataset.episodes()[episode as usize].frames.is_some()
+            || streams.iter().all(|&stream| self.seen[stream].mean_bytes().is_some())
     }
 
     /// Asks for episodes. Those of one unit are read together; the whole unit, where that is cheap and fits.
@@ -454,6 +491,11 @@ impl DatasetStore {
         need: Need,
     ) -> Admission {
         let store = &self.store;
+        if matches!(need, Need::In(_))
+            && !wanted.iter().all(|&episode| self.sizes_are_known(episode, streams))
+        {
+            return Admission::Full;
+        }
         let number = |&e: &usize| u32::try_from(e).expect("episodes are numbered in u32");
         let unit = self.units[unit as usize].iter().map(number);
         let whole: Vec<u32> = unit.filter(|&episode| self.absent(ledger, episode, streams)).collect();
@@ -502,7 +544,8 @@ impl DatasetStore {
                 if stop() || self.store.closing.load(Ordering::SeqCst) {
                     return Err(WaitError::Stopped);
                 }
-                let failed = streams.iter().find_map(|&stream| ledger.failed.remove(&(self.id, episode, stream)));
+                let failed =
+                    streams.iter().find_map(|&stream| ledger.failed.remove(&(self.id, episode, stream)));
                 if let Some(error) = failed {
                     return Err(WaitError::Read(error));
                 }
@@ -522,7 +565,8 @@ impl DatasetStore {
 impl Store {
     /// Moves a read that was for later to the front: somebody waits for it now.
     fn promote(&self, ledger: &mut Ledger, dataset: u64, episode: u32) {
-        let found = ledger.ahead.iter().position(|job| job.dataset.id == dataset && job.episodes.contains(&episode));
+        let found =
+            ledger.ahead.iter().position(|job| job.dataset.id == dataset && job.episodes.contains(&episode));
         if let Some(job) = found.and_then(|position| ledger.ahead.remove(position)) {
             ledger.urgent.push_back(job);
             self.work.notify_one();
@@ -534,7 +578,8 @@ impl Drop for DatasetStore {
     fn drop(&mut self) {
         let mut ledger = self.store.ledger.lock();
         let id = self.id;
-        let gone: u64 = ledger.resident.extract_if(|key, _| key.0 == id).map(|(_, resident)| resident.bytes).sum();
+        let gone: u64 =
+            ledger.resident.extract_if(|key, _| key.0 == id).map(|(_, resident)| resident.bytes).sum();
         ledger.used -= gone;
         ledger.failed.retain(|key, _| key.0 != id);
     }

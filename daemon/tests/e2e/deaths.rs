@@ -1,21 +1,19 @@
 //! Clients and daemons that are killed, stopped or told to go: nothing is lost, nothing comes twice, nobody else
 //! notices.
 
-mod support;
-
 use std::io::Write;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use crate::support::{Daemon, data};
 use robocache::{Loader, LoaderError, Position};
 use rustix::process::Signal;
-use support::{Daemon, data};
 
 /// A trainer in a process of its own: this test binary again, running only [`trainer_process`].
 fn trainer(daemon: &Daemon, log: &Path, start: Position) -> Child {
     Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "trainer_process", "--nocapture"])
+        .args(["--exact", "deaths::trainer_process", "--nocapture"])
         .env("TRAINER_SOCKET", daemon.socket())
         .env("TRAINER_LOG", log)
         .env("TRAINER_START", format!("{} {}", start.epoch, start.consumed))
@@ -33,7 +31,8 @@ fn trainer_process() {
     let (epoch, consumed) = start.split_once(' ').unwrap();
     let start = Position { epoch: epoch.parse().unwrap(), consumed: consumed.parse().unwrap() };
     let mut log = std::fs::File::options().append(true).open(std::env::var("TRAINER_LOG").unwrap()).unwrap();
-    let builder = Loader::builder(data("g1_v30_conv")).batch_size(64).features(["action"]).shuffle(true).seed(9);
+    let builder =
+        Loader::builder(data("g1_v30_conv")).batch_size(64).features(["action"]).shuffle(true).seed(9);
     let mut loader = builder.socket(socket).start(start).connect().unwrap();
     let mut held = std::collections::VecDeque::new();
     loop {
@@ -82,7 +81,8 @@ fn two_hundred_kills_in_a_row_lose_and_repeat_nothing() {
         bystander.next_batch().unwrap();
     }
     let seen = lines(&log);
-    let mut whole = daemon.loader(data("g1_v30_conv")).features(["action"]).shuffle(true).seed(9).connect().unwrap();
+    let mut whole =
+        daemon.loader(data("g1_v30_conv")).features(["action"]).shuffle(true).seed(9).connect().unwrap();
     for (n, (position, ids)) in seen.iter().enumerate() {
         let batch = loop {
             if let Some(batch) = whole.next_batch().unwrap() {
@@ -119,12 +119,12 @@ fn a_stopped_client_stalls_only_itself() {
     std::fs::write(&log, "").unwrap();
     let mut child = trainer(&daemon, &log, Position::default());
     daemon.wait_until("the trainer works", || lines(&log).len() > 3);
-    rustix::process::kill_process(support::pid(child.id()), Signal::STOP).unwrap();
+    rustix::process::kill_process(crate::support::pid(child.id()), Signal::STOP).unwrap();
     let mut other = daemon.loader(data("g1_v30_conv")).features(["action"]).connect().unwrap();
     let batches = (&mut other).map(Result::unwrap).count();
     assert_eq!(batches, 562);
     let stalled = lines(&log).len();
-    rustix::process::kill_process(support::pid(child.id()), Signal::CONT).unwrap();
+    rustix::process::kill_process(crate::support::pid(child.id()), Signal::CONT).unwrap();
     daemon.wait_until("the trainer goes on", || lines(&log).len() > stalled + 3);
     child.kill().unwrap();
     child.wait().unwrap();
@@ -134,7 +134,14 @@ fn a_stopped_client_stalls_only_itself() {
 fn a_client_of_a_killed_daemon_gets_an_error_and_goes_on_with_the_next_one() {
     let mut daemon = Daemon::start(&[]);
     let make = |daemon: &Daemon, start| {
-        daemon.loader(data("g1_v30_conv")).features(["action"]).shuffle(true).seed(2).start(start).connect().unwrap()
+        daemon
+            .loader(data("g1_v30_conv"))
+            .features(["action"])
+            .shuffle(true)
+            .seed(2)
+            .start(start)
+            .connect()
+            .unwrap()
     };
     let whole: Vec<Vec<u64>> = make(&daemon, Position::default()).map(|batch| batch.unwrap().ids()).collect();
     let mut loader = make(&daemon, Position::default());

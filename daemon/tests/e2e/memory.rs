@@ -1,11 +1,9 @@
 //! Memory: what is decoded once, what a budget holds, and that nothing grows.
 
-mod support;
-
 use std::path::Path;
 
+use crate::support::{Daemon, data};
 use robocache::{Loader, Position};
-use support::{Daemon, data};
 
 /// Bytes the decoded columns of `g1_v30_conv` take that the loaders below ask for: 35,965 rows of 26 float32 (action),
 /// 4 int64 and a float32 (index columns).
@@ -83,7 +81,8 @@ fn resident_kib(pid: u32) -> u64 {
 #[test]
 fn the_daemons_memory_stays_flat_over_a_hundred_thousand_batches() {
     let daemon = Daemon::start(&[]);
-    let builder = daemon.loader(data("g1_v30_conv")).batch_size(1).features(["action"]).shuffle(true).slots(16);
+    let builder =
+        daemon.loader(data("g1_v30_conv")).batch_size(1).features(["action"]).shuffle(true).slots(16);
     let mut loader = builder.connect().unwrap();
     let mut take = |batches: usize| {
         for _ in 0..batches {

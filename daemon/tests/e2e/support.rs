@@ -1,7 +1,5 @@
 //! A real `robocached` process for a test, and the data it reads. Killed when dropped.
 
-#![expect(dead_code, reason = "each test file uses what it needs")]
-
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -9,23 +7,24 @@ use std::time::{Duration, Instant};
 use robocache::{Loader, LoaderBuilder};
 
 /// How long anything may take before a test gives up on it: generous, since nothing here measures speed.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A running daemon with a socket of its own.
 #[derive(Debug)]
-pub struct Daemon {
-    pub child: Child,
+pub(crate) struct Daemon {
+    pub(crate) child: Child,
     directory: tempfile::TempDir,
 }
 
 impl Daemon {
     /// Starts a daemon and waits until it listens.
-    pub fn start(arguments: &[&str]) -> Self {
+    pub(crate) fn start(arguments: &[&str]) -> Self {
         Self::start_in(tempfile::tempdir().unwrap(), arguments)
     }
 
     fn start_in(directory: tempfile::TempDir, arguments: &[&str]) -> Self {
-        let log = std::fs::File::options().create(true).append(true).open(directory.path().join("log")).unwrap();
+        let log =
+            std::fs::File::options().create(true).append(true).open(directory.path().join("log")).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_robocached"))
             .arg("serve")
             .arg("--socket")
@@ -36,48 +35,50 @@ impl Daemon {
             .spawn()
             .unwrap();
         let daemon = Self { child, directory };
-        daemon.wait_until("it listens", || std::os::unix::net::UnixStream::connect(daemon.socket()).is_err_and(|e| {
-            // A stream socket cannot connect to a SOCK_SEQPACKET listener: EPROTOTYPE says that one is there.
-            e.raw_os_error() == Some(91)
-        }));
+        daemon.wait_until("it listens", || {
+            std::os::unix::net::UnixStream::connect(daemon.socket()).is_err_and(|e| {
+                // A stream socket cannot connect to a SOCK_SEQPACKET listener: EPROTOTYPE says that one is there.
+                e.raw_os_error() == Some(91)
+            })
+        });
         daemon
     }
 
     /// Another daemon on the socket of one that is gone.
-    pub fn restart(mut self, arguments: &[&str]) -> Self {
+    pub(crate) fn restart(mut self, arguments: &[&str]) -> Self {
         self.kill();
         let directory = std::mem::replace(&mut self.directory, tempfile::tempdir().unwrap());
         Self::start_in(directory, arguments)
     }
 
-    pub fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         self.directory.path().join("d.sock")
     }
 
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.directory.path().join("log")).unwrap()
     }
 
-    pub fn loader(&self, dataset: impl AsRef<Path>) -> LoaderBuilder {
+    pub(crate) fn loader(&self, dataset: impl AsRef<Path>) -> LoaderBuilder {
         Loader::builder(dataset).batch_size(64).socket(self.socket())
     }
 
-    pub fn status(&self) -> serde_json::Value {
+    pub(crate) fn status(&self) -> serde_json::Value {
         robocache::admin::status(&self.socket()).unwrap()
     }
 
-    pub fn signal(&self, signal: rustix::process::Signal) {
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
         rustix::process::kill_process(pid(self.child.id()), signal).unwrap();
     }
 
     /// `kill -9`, and waits until it is gone.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
     /// Waits for the daemon to end by itself.
-    pub fn wait(&mut self) -> ExitStatus {
+    pub(crate) fn wait(&mut self) -> ExitStatus {
         let start = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -89,7 +90,7 @@ impl Daemon {
     }
 
     /// Waits until something holds.
-    pub fn wait_until(&self, what: &str, holds: impl Fn() -> bool) {
+    pub(crate) fn wait_until(&self, what: &str, holds: impl Fn() -> bool) {
         let start = Instant::now();
         while !holds() {
             assert!(start.elapsed() < PATIENCE, "waited in vain until {what}; the log:\n{}", self.log());
@@ -106,12 +107,12 @@ impl Drop for Daemon {
     }
 }
 
-pub fn pid(id: u32) -> rustix::process::Pid {
+pub(crate) fn pid(id: u32) -> rustix::process::Pid {
     rustix::process::Pid::from_raw(i32::try_from(id).unwrap()).unwrap()
 }
 
 /// Real recordings: `$ROBOCACHE_TEST_DATA`, else `shared/data` beside the checkout.
-pub fn data(name: &str) -> PathBuf {
+pub(crate) fn data(name: &str) -> PathBuf {
     let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data");
     let root = std::env::var_os("ROBOCACHE_TEST_DATA").map_or(beside, PathBuf::from);
     let path = root.join(name);
@@ -120,7 +121,7 @@ pub fn data(name: &str) -> PathBuf {
 }
 
 /// A copy of a LeRobot dataset that a test may break.
-pub fn copy(from: &Path, to: &Path) {
+pub(crate) fn copy(from: &Path, to: &Path) {
     for entry in std::fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
         let target = to.join(entry.file_name());

@@ -1,11 +1,9 @@
 //! Bad input, end to end: what a client is told, and that the daemon lives on.
 
-mod support;
-
 use std::path::{Path, PathBuf};
 
+use crate::support::{Daemon, copy, data};
 use robocache::{Anchors, LoaderBuilder, Window};
-use support::{Daemon, copy, data};
 
 /// What goes wrong with a loader, at attach or while it reads.
 fn error(builder: &LoaderBuilder) -> String {
@@ -71,7 +69,9 @@ fn a_broken_episode_is_named_and_the_batches_before_it_arrive() {
             &["episode 3", "episode_000003.parquet"],
         ),
         (
-            |path| drop(std::fs::copy(path.with_file_name("episode_000000.parquet"), path).unwrap()),
+            |path| {
+                std::fs::copy(path.with_file_name("episode_000000.parquet"), path).unwrap();
+            },
             &["episode 3", "episode_000003.parquet", "479", "459"],
         ),
     ];
@@ -92,7 +92,8 @@ fn a_broken_episode_is_named_and_the_batches_before_it_arrive() {
         assert_eq!(rows, (479 + 393 + 343) / 10 * 10, "{failed}");
         // The others can still be had.
         let builder = daemon.loader(&dataset).features(["action"]).episodes([0, 1, 2, 4]);
-        let rows: u64 = builder.connect().unwrap().map(|batch| u64::try_from(batch.unwrap().rows()).unwrap()).sum();
+        let rows: u64 =
+            builder.connect().unwrap().map(|batch| u64::try_from(batch.unwrap().rows()).unwrap()).sum();
         assert_eq!(rows, 479 + 393 + 343 + 357);
     }
 }
@@ -176,7 +177,9 @@ fn clocks_that_stand_still_are_refused_and_leave_the_other_streams_alone() {
     };
     let attitude = stream("vehicle_attitude", r#""q[0]", "q[1]", "q[2]", "q[3]""#) + "interp = \"slerp\"\n";
     let mut refused = 0;
-    for (name, column) in [("sensor_preflight", r#""accel_inconsistency_m_s_s""#), ("telemetry_status", r#""rssi""#)] {
+    for (name, column) in
+        [("sensor_preflight", r#""accel_inconsistency_m_s_s""#), ("telemetry_status", r#""rssi""#)]
+    {
         let manifest = format!("layout = \"streams\"\n{attitude}{}", stream(name, column));
         let builder = daemon.loader(data("px4_auavx21")).manifest(manifest).anchor_stream("vehicle_attitude");
         let mut good = builder.clone().window("vehicle_attitude", Window::new(50.0, 4)).connect().unwrap();

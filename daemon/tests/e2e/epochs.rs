@@ -1,9 +1,7 @@
 //! Which samples come, in which order, whatever else differs: over real processes and a real dataset.
 
-mod support;
-
+use crate::support::{Daemon, data};
 use robocache::{Loader, Position};
-use support::{Daemon, data};
 
 /// Sample ids of one epoch, batch by batch.
 fn epoch(loader: &mut Loader) -> Vec<Vec<u64>> {
@@ -45,7 +43,8 @@ fn the_order_depends_on_the_seed_alone() {
     let mut orders = Vec::new();
     for (threads, slots) in [("1", 2), ("2", 4), ("7", 33)] {
         let daemon = Daemon::start(&["--threads", threads]);
-        let builder = daemon.loader(data("g1_v30_conv")).features(["action"]).shuffle(true).seed(11).slots(slots);
+        let builder =
+            daemon.loader(data("g1_v30_conv")).features(["action"]).shuffle(true).seed(11).slots(slots);
         let mut loader = builder.connect().unwrap();
         orders.push([epoch(&mut loader), epoch(&mut loader)]);
     }
