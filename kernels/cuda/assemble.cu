@@ -125,13 +125,22 @@ template <class Word>
 static __device__ __forceinline__ void copy_rows(
     unsigned char* __restrict__ out, const unsigned char* __restrict__ data, size_t row_bytes, const Pick* picks,
     unsigned n) {
+    constexpr int TURNS = 2;
     const unsigned words = (unsigned)(row_bytes / sizeof(Word));
-    const unsigned items = n * words;
-#pragma unroll 2
-    for (unsigned item = threadIdx.x; item < items; item += THREADS) {
-        const unsigned step = item / words;
-        const Word* row = reinterpret_cast<const Word*>(data + picks[step].row * row_bytes);
-        reinterpret_cast<Word*>(out)[item] = __ldg(row + (item - step * words));
+    Cursor cursor(words);
+    for (unsigned item = threadIdx.x; item < n * words; item += TURNS * THREADS) {
+        Word word[TURNS];
+#pragma unroll
+        for (int turn = 0; turn < TURNS; ++turn) {
+            if (cursor.step < n) {
+                word[turn] = __ldg(reinterpret_cast<const Word*>(data + picks[cursor.step].row * row_bytes) + cursor.pack);
+            }
+            cursor.turn();
+        }
+#pragma unroll
+        for (int turn = 0; turn < TURNS; ++turn) {
+            if (item + turn * THREADS < n * words) reinterpret_cast<Word*>(out)[item + turn * THREADS] = word[turn];
+        }
     }
 }
 

@@ -127,41 +127,77 @@ static __device__ __forceinline__ void store(Raw* __restrict__ at, const Raw (&v
     }
 }
 
-// Values of `n` picks, N elements a thread and turn. Rows of `src` are `dim` elements, rows of `out` are
-// `stride` elements apart. Where the dtype stays, a row that is taken exactly keeps its bits.
+// Where a thread is among a tile's items: `step` counts rows, `pack` accesses within one. A turn is one addition and
+// one carry, where dividing the item's number would cost more than moving it.
+struct Cursor {
+    unsigned step, pack, packs, steps_a_turn, packs_a_turn;
+    __device__ __forceinline__ explicit Cursor(unsigned packs_of_row) : packs(packs_of_row) {
+        step = threadIdx.x / packs;
+        pack = threadIdx.x - step * packs;
+        steps_a_turn = blockDim.x / packs;
+        packs_a_turn = blockDim.x - steps_a_turn * packs;
+    }
+    __device__ __forceinline__ void turn() {
+        step += steps_a_turn;
+        pack += packs_a_turn;
+        if (pack >= packs) {
+            pack -= packs;
+            ++step;
+        }
+    }
+};
+
+// Values of `n` picks, N elements a thread and access. Rows of `src` are `dim` elements, rows of `out` are `stride`
+// elements apart. Where the dtype stays, a row that is taken exactly keeps its bits.
+//
+// The loads of TURNS accesses are in flight before the first is used. A row taken exactly is loaded for its neighbour
+// too (it costs a hit in L1), since a branch there would keep loads from overlapping.
 template <class From, class To, int N>
 static __device__ __forceinline__ void blend(
     typename To::Raw* __restrict__ out, size_t stride, const typename From::Raw* __restrict__ src, unsigned dim,
     const Pick* picks, unsigned n) {
     typedef typename From::Wide Wide;
-    const unsigned packs = dim / N;
-    const unsigned items = n * packs;
-#pragma unroll 2
-    for (unsigned item = threadIdx.x; item < items; item += blockDim.x) {
-        const unsigned step = item / packs;
-        const unsigned element = (item - step * packs) * N;
-        const Pick pick = picks[step];
-        const typename From::Raw* at = src + (size_t)pick.row * dim + element;
-        typename From::Raw a[N];
-        typename To::Raw made[N];
-        load(a, at);
-        if (pick.weight == 0.0) {
+    // Wide sources have loads enough in one turn, and would take registers that keep a block from the chip.
+    constexpr int TURNS = N * sizeof(typename From::Raw) <= 16 ? 2 : 1;
+    Cursor cursor(dim / N);
+    while (cursor.step < n) {
+        typename From::Raw a[TURNS][N], b[TURNS][N];
+        double weight[TURNS];
+        unsigned step[TURNS], element[TURNS];
 #pragma unroll
-            for (int i = 0; i < N; ++i) {
-                if constexpr (Same<From, To>::yes) {
-                    made[i] = a[i];
-                } else {
-                    made[i] = To::narrow(From::wide(a[i]));
-                }
+        for (int turn = 0; turn < TURNS; ++turn) {
+            step[turn] = cursor.step;
+            element[turn] = cursor.pack * N;
+            if (step[turn] < n) {
+                const Pick pick = picks[step[turn]];
+                const typename From::Raw* at = src + (size_t)pick.row * dim + element[turn];
+                weight[turn] = pick.weight;
+                load(a[turn], at);
+                load(b[turn], at + (pick.weight == 0.0 ? 0 : dim));
             }
-        } else {
-            typename From::Raw b[N];
-            load(b, at + dim);
-            const Wide weight = (Wide)pick.weight;
-#pragma unroll
-            for (int i = 0; i < N; ++i) made[i] = To::narrow(lerp(From::wide(a[i]), From::wide(b[i]), weight));
+            cursor.turn();
         }
-        store(out + step * stride + element, made);
+#pragma unroll
+        for (int turn = 0; turn < TURNS; ++turn) {
+            if (step[turn] < n) {
+                typename To::Raw made[N];
+                const bool exact = weight[turn] == 0.0;
+                const Wide w = (Wide)weight[turn];
+#pragma unroll
+                for (int i = 0; i < N; ++i) {
+                    typename To::Raw kept;
+                    if constexpr (Same<From, To>::yes) {
+                        kept = a[turn][i];
+                    } else {
+                        kept = To::narrow(From::wide(a[turn][i]));
+                    }
+                    const typename To::Raw blended =
+                        To::narrow(lerp(From::wide(a[turn][i]), From::wide(b[turn][i]), w));
+                    made[i] = exact ? kept : blended;
+                }
+                store(out + step[turn] * stride + element[turn], made);
+            }
+        }
     }
 }
 
