@@ -3,7 +3,7 @@
 //! A dataset is opened once for all its loaders. It is opened anew when its metadata changed on disk since: the
 //! files that define it (`meta/info.json`, `robocache.toml`, ..) are stat'ed at every attach, and loaders that
 //! run go on with what they have. Datasets nobody uses stay open, as do their decoded columns, until memory is
-//! wanted or more than [`KEPT`] others came after them.
+//! wanted or more than a few dozen others came after them.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

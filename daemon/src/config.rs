@@ -25,8 +25,6 @@ pub struct Config {
     pub group: Option<String>,
     /// Budget of the episode store in host memory; absent: half of what the host or its cgroup has available.
     pub memory: Option<Bytes>,
-    /// Slots of a ring whose client asks for none in particular.
-    pub slots: Option<u32>,
     /// Leave after so many seconds without a client; absent: never.
     pub idle_exit: Option<u64>,
     pub threads: Threads,
@@ -70,8 +68,6 @@ pub enum ConfigError {
     Io { path: PathBuf, source: std::io::Error },
     #[error("{path:?}, line {line}, column {column}: {message}")]
     Parse { path: PathBuf, line: usize, column: usize, message: String },
-    #[error("{path:?}: {key} is {found}; it must be {allowed}")]
-    Value { path: PathBuf, key: String, found: String, allowed: &'static str },
     #[error("dataset {name:?}: {source}")]
     Dataset { name: String, source: DatasetFlagError },
     #[error("the working directory is gone, so relative paths mean nothing")]
@@ -87,9 +83,6 @@ pub enum DatasetFlagError {
     #[error("the name {found:?} is empty or has a '/' in it, which would make it a path")]
     BadName { found: String },
 }
-
-/// Slots a ring may have.
-const SLOTS: std::ops::RangeInclusive<u32> = 2..=256;
 
 impl Config {
     /// Reads a config file.
@@ -125,21 +118,11 @@ impl Config {
                 *manifest = base.join(&*manifest);
             }
         }
-        config.check(path)?;
+        config.check()?;
         Ok(config)
     }
 
-    fn check(&self, path: &Path) -> Result<(), ConfigError> {
-        if let Some(slots) = self.slots
-            && !SLOTS.contains(&slots)
-        {
-            return Err(ConfigError::Value {
-                path: path.to_owned(),
-                key: "slots".to_owned(),
-                found: slots.to_string(),
-                allowed: "2 to 256",
-            });
-        }
+    fn check(&self) -> Result<(), ConfigError> {
         for name in self.datasets.keys() {
             check_name(name).map_err(|source| ConfigError::Dataset { name: name.clone(), source })?;
         }
@@ -315,7 +298,6 @@ mod tests {
             socket = "run/daemon.sock"
             group = "robots"
             memory = "8GiB"
-            slots = 6
             idle_exit = 60
             [threads]
             readers = 2
@@ -331,7 +313,7 @@ mod tests {
         .unwrap();
         assert_eq!(config.socket.as_deref(), Some(Path::new("/etc/robocache/run/daemon.sock")));
         assert_eq!(config.memory, Some(Bytes(8 << 30)));
-        assert_eq!((config.slots, config.idle_exit), (Some(6), Some(60)));
+        assert_eq!(config.idle_exit, Some(60));
         assert_eq!(config.threads.assemblers, NonZeroUsize::new(3));
         assert_eq!((config.log.format, config.log_level()), (LogFormat::Json, "debug"));
         assert_eq!(config.datasets["pick"].path, Path::new("/etc/robocache/data/pick"));
@@ -355,7 +337,6 @@ mod tests {
         for (text, wanted) in [
             ("memory = \"8 apples\"", "GiB"),
             ("memory = -1", "size"),
-            ("slots = 1", "2 to 256"),
             ("[threads]\nreaders = 0", "nonzero"),
             ("[log]\nformat = \"xml\"", "json"),
             ("[datasets]\n\"a/b\" = \"x\"", "a/b"),

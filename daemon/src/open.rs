@@ -29,8 +29,6 @@ pub struct Host {
     pub store: Arc<Store>,
     pub catalog: Catalog,
     pub assemblers: Assemblers,
-    /// Slots of a ring whose client asks for none in particular.
-    pub slots: Option<u32>,
 }
 
 /// A refusal, before it is sent.

@@ -80,7 +80,6 @@ pub fn run(options: ServeOptions) -> Result<(), ServeError> {
         assemblers: Assemblers::start(assemblers)
             .map_err(|source| ServeError::System { what: "cannot start assembler threads", source })?,
         store: Arc::clone(&store),
-        slots: config.slots,
     });
     tracing::info!(socket = ?path, pid = std::process::id(), memory = budget, readers, assemblers, "serving");
     let mut server = Server {

@@ -23,7 +23,7 @@ fn every_anchor_is_seen_exactly_once_by_1_2_and_7_ranks() {
         }
         assert_ne!(seen[..100], (0..100).collect::<Vec<_>>(), "a shuffle");
         seen.sort_unstable();
-        assert_eq!(seen, (0..35_965).collect::<Vec<_>>(), "{world_size} ranks");
+        assert!(seen == (0..35_965).collect::<Vec<_>>(), "{world_size} ranks");
     }
 }
 
@@ -48,9 +48,8 @@ fn the_order_depends_on_the_seed_alone() {
         let mut loader = builder.connect().unwrap();
         orders.push([epoch(&mut loader), epoch(&mut loader)]);
     }
-    assert_eq!(orders[0], orders[1]);
-    assert_eq!(orders[0], orders[2]);
-    assert_ne!(orders[0][0], orders[0][1], "epochs differ");
+    assert!(orders[0] == orders[1] && orders[0] == orders[2]);
+    assert!(orders[0][0] != orders[0][1], "epochs differ");
 }
 
 #[test]
@@ -74,13 +73,15 @@ fn a_loader_goes_on_exactly_where_its_state_says() {
         }
         drop(until);
         let mut after = builder.clone().start(state).connect().unwrap();
-        let rest: Vec<Vec<u64>> = if done < 562 { epoch(&mut after) } else { Vec::new() };
+        let rest: Vec<Vec<u64>> = if done <= 562 { epoch(&mut after) } else { Vec::new() };
         let rest: Vec<Vec<u64>> = rest.into_iter().chain(epoch(&mut after)).collect();
-        assert_eq!(rest, whole[done..], "after {done} batches, at {state:?}");
+        assert!(rest == whole[done..], "after {done} batches, at {state:?}");
 
         loader.seek(state).unwrap();
+        // After the last batch of an epoch there is its end, and then the next epoch.
         let again = loader.next_batch().unwrap().map(|batch| batch.ids());
-        assert_eq!(again.as_ref(), whole.get(done), "a seek to {state:?}");
+        let wanted = (done != 562).then(|| whole[done].clone());
+        assert_eq!(again, wanted, "a seek to {state:?}");
     }
 }
 
@@ -103,7 +104,7 @@ fn another_world_size_goes_on_with_what_is_left() {
         seen.extend(epoch(&mut loader).into_iter().flatten());
     }
     seen.sort_unstable();
-    assert_eq!(seen, (0..35_965).collect::<Vec<_>>());
+    assert!(seen == (0..35_965).collect::<Vec<_>>());
 }
 
 #[test]

@@ -1,47 +1,76 @@
-//! Reads one epoch of a LeRobot dataset from a running `robocached`, as a trainer in Rust would.
+//! Trains a small policy in Rust: from two states, the next second of actions.
 //!
-//!     cargo run --release --example-bin train -- PATH [--socket PATH] [--batches N]
+//!     cargo run --release -p robocache-examples --bin train -- DATASET [SECONDS]
 //!
-//! Prints what arrives and how fast. The daemon is found as every client finds it: `$ROBOCACHE_SOCKET`, else the
-//! default path, else one is started for this process.
+//! The policy is linear and fitted as batches come (normalised least mean squares). Both streams are asked for at 50 Hz,
+//! whatever rates they were recorded at. The last line is JSON, for the demo's table.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use robocache::{ColumnRole, DType, Loader};
+use robocache::{Anchors, ColumnRole, DType, Loader, Window};
+
+const HZ: f64 = 50.0;
+const RATE: f32 = 0.2;
 
 fn main() -> anyhow::Result<()> {
     let mut args = std::env::args().skip(1);
-    let dataset = args.next().context("usage: train PATH [BATCHES]")?;
-    let limit: u64 = args.next().map_or(Ok(u64::MAX), |n| n.parse()).context("BATCHES is a number")?;
-
+    let dataset = args.next().context("usage: train DATASET [SECONDS]")?;
+    let seconds: f64 = args.next().map_or(Ok(5.0), |s| s.parse()).context("SECONDS must be a number")?;
+    let (state, action) = features(&dataset)?;
     let mut loader = Loader::builder(&dataset)
         .batch_size(64)
-        .delta_timestamps("action", (0..50).map(|k| f64::from(k) / 30.0))
+        .anchors(Anchors::Every(HZ))
+        .window(&state, Window::new(HZ, 2).start(-1.0 / HZ))
+        .window(&action, Window::new(HZ, 50))
         .shuffle(true)
         .seed(7)
         .connect()?;
-    for column in loader.columns() {
-        println!("{:28} {:9} [B{}]", column.name, column.dtype, column.shape.iter().map(|n| format!(", {n}")).collect::<String>());
-    }
-    println!("{} batches an epoch", loader.batches());
+    println!("{} batches of 64 an epoch: {state} -> {action}, 50 steps at 50 Hz", loader.batches());
 
-    let (mut samples, mut bytes, mut sum, start) = (0, 0, 0.0, Instant::now());
-    for (count, batch) in (1..).zip(&mut loader) {
-        let batch = batch?;
-        samples += batch.rows();
-        for column in batch.columns() {
-            let tensor = batch.raw(&column.name)?;
-            bytes += tensor.bytes().len();
-            if column.role == ColumnRole::Data && column.dtype == DType::Float32 {
-                sum += f64::from(tensor.as_slice::<f32>()?[0]);
+    let mut weights: Vec<Vec<f32>> = Vec::new();
+    let (mut samples, mut bytes, mut waited, mut report) = (0, 0, Duration::ZERO, Instant::now());
+    let start = Instant::now();
+    while start.elapsed().as_secs_f64() < seconds {
+        let asked = Instant::now();
+        let Some(batch) = loader.next_batch()? else { continue }; // the epoch is over; the next call begins another
+        waited += asked.elapsed();
+        let (x, y) = (batch.tensor(&state)?, batch.tensor(&action)?);
+        let pads = batch.tensor(&format!("{action}_is_pad"))?.as_slice::<bool>()?;
+        let (inputs, outputs) = (x.as_slice::<f32>()?, y.as_slice::<f32>()?);
+        let (i, o) = (inputs.len() / batch.rows(), outputs.len() / batch.rows());
+        weights.resize(o, vec![0.0; i + 1]);
+        let (mut squares, mut count) = (0.0, 0_u32);
+        for ((x, y), pad) in inputs.chunks(i).zip(outputs.chunks(o)).zip(pads.chunks(50)) {
+            let norm = 1.0 + x.iter().map(|x| x * x).sum::<f32>();
+            for (k, (w, y)) in weights.iter_mut().zip(y).enumerate().filter(|(k, _)| !pad[k / (o / 50)]) {
+                debug_assert!(k < o);
+                let error = y - w[i] - w.iter().zip(x).map(|(w, x)| w * x).sum::<f32>();
+                let step = RATE * error / norm;
+                w.iter_mut().zip(x.iter().chain([&1.0])).for_each(|(w, x)| *w += step * x);
+                squares += error * error;
+                count += 1;
             }
         }
-        if count == limit {
-            break;
+        samples += batch.rows();
+        bytes += batch.columns().iter().try_fold(0, |sum, c| batch.raw(&c.name).map(|t| sum + t.bytes().len()))?;
+        if report.elapsed() > Duration::from_secs(1) || samples == batch.rows() {
+            println!("epoch {} batch {:4}: mean squared error {:.5}", batch.epoch(), batch.index(), squares / count as f32);
+            report = Instant::now();
         }
     }
-    let seconds = start.elapsed().as_secs_f64();
-    println!("{samples} samples in {seconds:.3} s: {:.0} samples/s, {:.2} GB/s (checksum {sum:.6})", samples as f64 / seconds, bytes as f64 / seconds / 1e9);
+    let (seconds, waited) = (start.elapsed().as_secs_f64(), waited.as_secs_f64());
+    println!(r#"{{"samples":{samples},"bytes":{bytes},"seconds":{seconds:.3},"waited_s":{waited:.4}}}"#);
     Ok(())
+}
+
+/// The floating streams to learn from and to learn, by their names.
+fn features(dataset: &str) -> anyhow::Result<(String, String)> {
+    let all = Loader::builder(dataset).batch_size(1).slots(2).anchors(Anchors::Episodes).connect()?;
+    let floats = all.columns().iter().filter(|c| c.role == ColumnRole::Data && c.dtype == DType::Float32);
+    let names: Vec<&str> = floats.map(|c| c.name.as_str()).collect();
+    let find = |parts: &[&str]| names.iter().find(|name| parts.iter().any(|part| name.contains(part)));
+    let action = find(&["action", "command", "cmd"]).or(names.last()).context("the dataset has no floating stream")?;
+    let state = find(&["state", "joint", "pose"]).filter(|s| *s != action).or(names.iter().find(|n| *n != action));
+    Ok(((*state.context("the dataset has one floating stream only")?).to_owned(), (*action).to_owned()))
 }
