@@ -44,7 +44,12 @@ impl Workload {
 pub fn figures(mut values: Vec<f64>) -> Value {
     values.sort_by(f64::total_cmp);
     let at = |share: f64| {
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "a rank")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss,
+            reason = "a rank"
+        )]
         let rank = (share * values.len().saturating_sub(1) as f64).round() as usize;
         values.get(rank).copied()
     };

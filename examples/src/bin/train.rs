@@ -8,7 +8,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use robocache::{Anchors, ColumnRole, DType, Loader, Window};
+use robocache::{Anchors, ColumnInfo, ColumnRole, DType, Loader, Window};
 
 const HZ: f64 = 50.0;
 const RATE: f32 = 0.2;
@@ -29,7 +29,7 @@ fn main() -> anyhow::Result<()> {
     println!("{} batches of 64 an epoch: {state} -> {action}, 50 steps at 50 Hz", loader.batches());
 
     let mut weights: Vec<Vec<f32>> = Vec::new();
-    let (mut samples, mut bytes, mut waited, mut report) = (0, 0, Duration::ZERO, Instant::now());
+    let (mut samples, mut waited, mut report) = (0, Duration::ZERO, Instant::now());
     let start = Instant::now();
     while start.elapsed().as_secs_f64() < seconds {
         let asked = Instant::now();
@@ -44,7 +44,6 @@ fn main() -> anyhow::Result<()> {
         for ((x, y), pad) in inputs.chunks(i).zip(outputs.chunks(o)).zip(pads.chunks(50)) {
             let norm = 1.0 + x.iter().map(|x| x * x).sum::<f32>();
             for (k, (w, y)) in weights.iter_mut().zip(y).enumerate().filter(|(k, _)| !pad[k / (o / 50)]) {
-                debug_assert!(k < o);
                 let error = y - w[i] - w.iter().zip(x).map(|(w, x)| w * x).sum::<f32>();
                 let step = RATE * error / norm;
                 w.iter_mut().zip(x.iter().chain([&1.0])).for_each(|(w, x)| *w += step * x);
@@ -53,12 +52,14 @@ fn main() -> anyhow::Result<()> {
             }
         }
         samples += batch.rows();
-        bytes += batch.columns().iter().try_fold(0, |sum, c| batch.raw(&c.name).map(|t| sum + t.bytes().len()))?;
         if report.elapsed() > Duration::from_secs(1) || samples == batch.rows() {
-            println!("epoch {} batch {:4}: mean squared error {:.5}", batch.epoch(), batch.index(), squares / count as f32);
+            let (epoch, index, error) = (batch.epoch(), batch.index(), squares / count as f32);
+            println!("epoch {epoch} batch {index:4}: mean squared error {error:.5}");
             report = Instant::now();
         }
     }
+    let row = |c: &ColumnInfo| c.shape.iter().product::<u64>() as usize * c.dtype.size_bytes();
+    let bytes = samples * loader.columns().iter().map(row).sum::<usize>();
     let (seconds, waited) = (start.elapsed().as_secs_f64(), waited.as_secs_f64());
     println!(r#"{{"samples":{samples},"bytes":{bytes},"seconds":{seconds:.3},"waited_s":{waited:.4}}}"#);
     Ok(())
@@ -70,7 +71,8 @@ fn features(dataset: &str) -> anyhow::Result<(String, String)> {
     let floats = all.columns().iter().filter(|c| c.role == ColumnRole::Data && c.dtype == DType::Float32);
     let names: Vec<&str> = floats.map(|c| c.name.as_str()).collect();
     let find = |parts: &[&str]| names.iter().find(|name| parts.iter().any(|part| name.contains(part)));
-    let action = find(&["action", "command", "cmd"]).or(names.last()).context("the dataset has no floating stream")?;
-    let state = find(&["state", "joint", "pose"]).filter(|s| *s != action).or(names.iter().find(|n| *n != action));
-    Ok(((*state.context("the dataset has one floating stream only")?).to_owned(), (*action).to_owned()))
+    let action = find(&["action", "command", "cmd"]).or(names.last()).context("no floating stream")?;
+    let state = find(&["state", "joint", "pose"]).filter(|s| *s != action);
+    let state = state.or(names.iter().find(|name| *name != action)).context("one floating stream only")?;
+    Ok(((*state).to_owned(), (*action).to_owned()))
 }
