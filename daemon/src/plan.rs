@@ -118,6 +118,10 @@ pub enum PlanError {
     Field { stream: String, interp: Interp, source: robocache_kernels::FieldError },
     #[error("dtype of {stream:?}: {from} streams keep their dtype, found {wanted} asked for")]
     Cast { stream: String, from: DType, wanted: DType },
+    #[error(
+        "dtype of {key:?}: a batch of this loader has no column of that name to cast; it has {}", .columns.join(", ")
+    )]
+    NoColumn { key: String, columns: Vec<String> },
     #[error("dtype must be float32, bfloat16, float16 or float64, found {found}")]
     NotFloating { found: DType },
     #[error(
@@ -152,6 +156,7 @@ impl Plan {
             texts: Vec::new(),
         };
         builder.data_columns()?;
+        builder.check_dtypes()?;
         let frame_anchors =
             frames.clock() == Some(FRAME_CLOCK) && matches!(dataset.layout(), Layout::LeRobot { .. });
         builder.index_columns(frame_anchors)?;
@@ -240,6 +245,21 @@ impl Builder<'_> {
             let offsets = if on_frames { Offsets::Rows([0].into()) } else { Offsets::Times([0].into()) };
             let form = if on_frames { Form::Row } else { Form::Anchor };
             self.push_stream(&key, stream, offsets, None, None, form)?;
+        }
+        Ok(())
+    }
+
+    /// Every dtype asked for is of a column that there is: a misspelt key would go unnoticed for a whole training.
+    fn check_dtypes(&self) -> Result<(), PlanError> {
+        let mut seen = HashSet::new();
+        for (key, _) in &self.spec.dtypes {
+            if !self.wanted.iter().any(|wanted| wanted.key == *key) {
+                let columns = self.wanted.iter().map(|wanted| wanted.key.clone()).collect();
+                return Err(PlanError::NoColumn { key: key.clone(), columns });
+            }
+            if !seen.insert(key) {
+                return Err(PlanError::Twice { key: format!("dtype of {key}") });
+            }
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::support::{Daemon, copy, data};
-use robocache::{Anchors, LoaderBuilder, Window};
+use robocache::{Anchors, DType, LoaderBuilder, Window};
 
 /// What goes wrong with a loader, at attach or while it reads.
 fn error(builder: &LoaderBuilder) -> String {
@@ -138,7 +138,7 @@ fn impossible_requests_are_refused_with_what_would_be_possible() {
     let daemon = Daemon::start(&[]);
     let g1 = || daemon.loader(data("g1_v30_conv"));
     let window = |window| g1().window("action", window);
-    let cases: [(LoaderBuilder, &[&str]); 18] = [
+    let cases: [(LoaderBuilder, &[&str]); 20] = [
         (window(Window::new(30.0, 0)), &["steps", "at least 1"]),
         (window(Window::at([])), &["at", "at least one"]),
         (window(Window::new(30.0, 1_000_000_000)), &["1000000000 steps", "1048576"]),
@@ -157,6 +157,11 @@ fn impossible_requests_are_refused_with_what_would_be_possible() {
         (g1().episodes([5, 100]), &["episode 100", "last 99"]),
         (g1().episodes([]), &["chooses none"]),
         (g1().device("cuda"), &["cuda", "cpu"]),
+        (
+            g1().features(["action"]).dtype_of("acton", DType::Float16),
+            &["dtype of \"acton\"", "it has action"],
+        ),
+        (g1().features(["action"]).dtype_of("index", DType::Float32), &["\"index\"", "it has action"]),
     ];
     for (builder, wanted) in cases {
         assert_says(&daemon, &builder, wanted);
