@@ -5,7 +5,11 @@
 
 #![expect(dead_code, reason = "each test file uses a part of it")]
 #![expect(clippy::unwrap_used, reason = "test code: a failure here is the test's")]
-#![expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "sample ids of tests are small")]
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    reason = "sample ids of tests are small"
+)]
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -1,6 +1,6 @@
 //! Every interleaving (up to a bound) of the ring's protocol, and the memory orders behind it.
 //!
-//! `RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=/tmp/t-loom cargo test -p robocache-wire --release --test loom`
+//! `RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test -p robocache-wire --release --test loom`
 //!
 //! The bytes of slots are loom `UnsafeCell`s: an access that is not ordered behind the other side's fails the test. A wait has no
 //! time limit here, so a lost wake-up is a deadlock, which loom reports. Each of these was weakened once and seen to fail:
