@@ -46,7 +46,9 @@ const LIMIT: i128 = 1 << 62;
 impl UniformClock {
     /// A clock of `rows` rows at `hz`, whose row 0 is at `first_ns`.
     ///
-    /// `hz` is taken to a nanohertz, so whole rates and rates like 29.97 are exact.
+    /// The period is the simplest fraction within a part in 10^12 of the rate, so whole rates and rates like 29.97 or
+    /// 30000/1001 are what they say. Where that fraction is too long for as many rows (a measured rate such as
+    /// 195.99845 Hz over hours), it is the closest one that is not, if that is within a part in 10^8.
     pub fn new(first_ns: i64, hz: f64, rows: usize) -> Result<Self, ClockError> {
         if rows == 0 {
             return Err(ClockError::Empty);
@@ -54,20 +56,31 @@ impl UniformClock {
         if !(hz.is_finite() && (1e-9..=1e9).contains(&hz)) {
             return Err(ClockError::Rate { hz });
         }
-        #[expect(clippy::cast_possible_truncation, reason = "1e-9..=1e9 Hz is 1..=1e18 nanohertz")]
-        let nanohertz = (hz * 1e9).round() as i128;
-        let second: i128 = 1_000_000_000_000_000_000; // nanoseconds in a second, times 1e9 for the nanohertz
-        let common = gcd(second, nanohertz);
-        let (num, den) = (second / common, nanohertz / common);
-        let too_long = || ClockError::TooLong { rows, hz, first_ns };
-        let span = i128::try_from(rows).ok().and_then(|rows| rows.checked_mul(num)).ok_or_else(too_long)?;
+        let mut best = None;
+        for (p, q) in convergents(hz) {
+            #[expect(clippy::cast_precision_loss, reason = "a relative error needs no more")]
+            let error = ((p as f64 / q as f64) / hz - 1.0).abs();
+            if error > 1e-8 {
+                continue;
+            }
+            best = Self::of_fraction(first_ns, p, q, rows).or(best);
+            if error <= 1e-12 {
+                break;
+            }
+        }
+        best.ok_or(ClockError::TooLong { rows, hz, first_ns })
+    }
+
+    /// `p / q` hertz, if everything fits.
+    fn of_fraction(first_ns: i64, p: i128, q: i128, rows: usize) -> Option<Self> {
+        let second = q.checked_mul(1_000_000_000)?;
+        let common = gcd(second, p);
+        let (num, den) = (second / common, p / common);
+        let span = i128::try_from(rows).ok()?.checked_mul(num)?;
         if span + den >= LIMIT || i128::from(first_ns).abs() + span / den >= LIMIT {
-            return Err(too_long());
+            return None;
         }
-        match (i64::try_from(num), i64::try_from(den)) {
-            (Ok(num), Ok(den)) => Ok(Self { first_ns, num, den, rows }),
-            _ => Err(too_long()),
-        }
+        Some(Self { first_ns, num: i64::try_from(num).ok()?, den: i64::try_from(den).ok()?, rows })
     }
 
     /// The time of row `row`. Rows outside `0..rows` continue the grid.
@@ -88,6 +101,29 @@ impl UniformClock {
     pub const fn rows(&self) -> usize {
         self.rows
     }
+}
+
+/// The convergents of the continued fraction of a float between 1e-9 and 1e9, from the simplest to itself.
+fn convergents(value: f64) -> impl Iterator<Item = (i128, i128)> {
+    // The float, exactly: an odd integer times a power of two. Its parts fit, since it is no smaller than 2^-30.
+    let mut scaled = value;
+    let mut n_den: i128 = 1;
+    while scaled.fract() != 0.0 {
+        scaled *= 2.0;
+        n_den *= 2;
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "whole, and at most 2^53 where it was scaled")]
+    let mut state = Some((scaled as i128, n_den));
+    let (mut last, mut before) = ((1_i128, 0_i128), (0_i128, 1_i128));
+    std::iter::from_fn(move || {
+        let (numerator, denominator) = state?;
+        let whole = numerator / denominator;
+        let rest = numerator % denominator;
+        state = (rest != 0).then_some((denominator, rest));
+        let next = (whole * last.0 + before.0, whole * last.1 + before.1);
+        (last, before) = (next, last);
+        Some(next)
+    })
 }
 
 const fn gcd(mut a: i128, mut b: i128) -> i128 {
@@ -178,6 +214,26 @@ mod tests {
             Clock::from_stamps(vec![1, 2, 2]),
             Err(ClockError::NotAscending { row: 1, before_ns: 2, after_ns: 2 })
         );
+    }
+
+    #[test]
+    fn rates_are_the_fractions_that_people_mean() {
+        let period = |hz: f64| UniformClock::new(0, hz, 1000).unwrap().period_ns();
+        assert_eq!(period(29.97), (100_000_000_000, 2997));
+        assert_eq!(period(30_000.0 / 1001.0), (100_100_000, 3));
+        assert_eq!(period(0.1), (10_000_000_000, 1));
+        assert_eq!(period(50.0), (20_000_000, 1));
+    }
+
+    #[test]
+    fn measured_rates_last_for_hours_and_stay_within_a_part_in_a_hundred_million() {
+        for hz in [195.998_45, 59.940_059_940, 104.266_666_667, 2258.137, std::f64::consts::PI] {
+            let rows = (hz * 5.0 * 3600.0) as usize;
+            let clock = UniformClock::new(0, hz, rows).unwrap();
+            let exact = (rows - 1) as f64 / hz * 1e9;
+            let found = Clock::Uniform(clock).last_ns() as f64;
+            assert!((found / exact - 1.0).abs() < 1.1e-8, "{hz} Hz: {found} for {exact}");
+        }
     }
 
     proptest! {
