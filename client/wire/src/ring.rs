@@ -18,6 +18,8 @@ pub struct ProducerRing<M> {
     client: Owner,
     run: AtomicU32,
     next: AtomicU32,
+    /// Counts [`ProducerRing::interrupt_producers`].
+    interrupts: AtomicU32,
     own: Box<[Own]>,
 }
 
@@ -50,7 +52,7 @@ impl Claimed {
 #[derive(Debug)]
 pub enum Claim<T> {
     Claimed(T),
-    /// No slot is free (within the time, where there was one).
+    /// No slot is free (within the time, where there was one, or before an interrupt).
     Full,
     /// The run asked for is not the ring's any more.
     Stale,
@@ -86,7 +88,8 @@ impl<M: Memory> ProducerRing<M> {
             .iter()
             .map(|_| Own { held: AtomicU32::new(0), generation: AtomicU32::new(0), run: AtomicU32::new(0) })
             .collect();
-        Self { memory, client, run: AtomicU32::new(0), next: AtomicU32::new(0), own }
+        let zero = || AtomicU32::new(0);
+        Self { memory, client, run: zero(), next: zero(), interrupts: zero(), own }
     }
 
     pub fn memory(&self) -> &M {
@@ -133,9 +136,11 @@ impl<M: Memory> ProducerRing<M> {
         Claim::Full
     }
 
-    /// As [`Self::try_claim`], waiting up to `limit` for a slot to come free.
+    /// As [`Self::try_claim`], waiting up to `limit` for a slot to come free; [`Self::interrupt_producers`] ends the
+    /// wait.
     pub fn claim(&self, run: u32, limit: Duration) -> Claim<Claimed> {
         let start = Instant::now();
+        let interrupts = self.interrupts.load(Ordering::Relaxed);
         loop {
             let seen = self.memory.words().freed();
             match self.try_claim(run) {
@@ -143,7 +148,8 @@ impl<M: Memory> ProducerRing<M> {
                 other => return other,
             }
             let left = limit.saturating_sub(start.elapsed());
-            if left.is_zero() {
+            // Read after `seen`: SYNC freed-counter orders it, since an interrupt counts itself before it notifies.
+            if left.is_zero() || self.interrupts.load(Ordering::Relaxed) != interrupts {
                 return Claim::Full;
             }
             self.memory.words().wait_freed(seen, left);
@@ -261,8 +267,10 @@ impl<M: Memory> ProducerRing<M> {
         self.memory.words().notify_consumer();
     }
 
-    /// Wake producers that wait for a free slot, so that they look whether they are still wanted.
+    /// End the wait of producers for a free slot, so that they look whether they are still wanted. One that begins
+    /// to wait just after is not told: look first, and wait for a while only.
     pub fn interrupt_producers(&self) {
+        self.interrupts.fetch_add(1, Ordering::Relaxed);
         self.memory.words().notify_producer();
     }
 
