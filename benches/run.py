@@ -2,7 +2,7 @@
 
     python benches/run.py --bin target/release [ready] [lerobot] [resample] [decode]
 
-Called by tools/bench.sh, which builds what this runs. The interpreter needs tools/requirements.txt, robocache.
+Called by tools/bench.sh, which builds what this runs. It needs tools/requirements.txt and robocache.
 Datasets are made once, in .cache/bench. benches/README.md says what each figure means and what to expect.
 """
 

@@ -128,7 +128,7 @@ def table(trainers: list[Trainer], last: dict[str, Any]) -> str:
     lines += [
         "",
         f"Daemon: decoded {store['bytes_decoded'] / 1e6:,.1f} MB from files once, for both trainers, in "
-        f"{store['read_s']:.2f} s; {store['hits'] / max(1, asked):.2%} of {asked:,} look-ups were in memory.",
+        f"{store['read_s']:.2f} s; {store['hits']:,} of {asked:,} look-ups were in memory.",
         "Waited: share of a trainer's time spent in next(). Slots ready: batches made ahead of it.",
     ]
     return "\n".join(lines)

@@ -141,8 +141,8 @@ fn spawn(program: &Path, socket: &Path) -> Result<(Child, Lines), EmbeddedError>
         .stderr(Stdio::piped())
         // Ctrl-C in the terminal is for the trainer; the daemon ends with it, not before it.
         .process_group(0);
-    if std::env::var_os("RUST_LOG").is_none() {
-        command.env("RUST_LOG", "warn");
+    if std::env::var_os("ROBOCACHE_LOG").is_none() {
+        command.env("ROBOCACHE_LOG", "warn");
     }
     let mut child = command.spawn().map_err(failed)?;
     let lines = Lines::default();

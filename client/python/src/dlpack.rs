@@ -18,50 +18,50 @@ use robocache_types::DType;
 /// `kDLCPU`, device 0.
 const CPU: (i32, i32) = (1, 0);
 /// `DLPACK_FLAG_BITMASK_READ_ONLY`.
-const READ_ONLY: u64 = 1;
+pub(crate) const READ_ONLY: u64 = 1;
 /// `DLPACK_FLAG_BITMASK_IS_COPIED`.
 const IS_COPIED: u64 = 1 << 1;
 /// A consumer of a versioned capsule looks at `version.major` before anything else.
-const VERSION: Version = Version { major: 1, minor: 0 };
+pub(crate) const VERSION: Version = Version { major: 1, minor: 0 };
 
 /// What keeps the bytes alive: a batch with its lease, or a copy of our own.
 type Keeper = Arc<dyn Send + Sync>;
 
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct Version {
-    major: u32,
-    minor: u32,
+pub(crate) struct Version {
+    pub(crate) major: u32,
+    pub(crate) minor: u32,
 }
 
 #[repr(C)]
-struct DlTensor {
-    data: *mut c_void,
-    device_type: i32,
-    device_id: i32,
-    ndim: i32,
-    code: u8,
-    bits: u8,
-    lanes: u16,
-    shape: *mut i64,
-    strides: *mut i64,
-    byte_offset: u64,
+pub(crate) struct DlTensor {
+    pub(crate) data: *mut c_void,
+    pub(crate) device_type: i32,
+    pub(crate) device_id: i32,
+    pub(crate) ndim: i32,
+    pub(crate) code: u8,
+    pub(crate) bits: u8,
+    pub(crate) lanes: u16,
+    pub(crate) shape: *mut i64,
+    pub(crate) strides: *mut i64,
+    pub(crate) byte_offset: u64,
 }
 
 #[repr(C)]
-struct Managed {
-    tensor: DlTensor,
-    context: *mut c_void,
-    deleter: Option<unsafe extern "C" fn(*mut Self)>,
+pub(crate) struct Managed {
+    pub(crate) tensor: DlTensor,
+    pub(crate) context: *mut c_void,
+    pub(crate) deleter: Option<unsafe extern "C" fn(*mut Self)>,
 }
 
 #[repr(C)]
-struct ManagedVersioned {
-    version: Version,
-    context: *mut c_void,
-    deleter: Option<unsafe extern "C" fn(*mut Self)>,
-    flags: u64,
-    tensor: DlTensor,
+pub(crate) struct ManagedVersioned {
+    pub(crate) version: Version,
+    pub(crate) context: *mut c_void,
+    pub(crate) deleter: Option<unsafe extern "C" fn(*mut Self)>,
+    pub(crate) flags: u64,
+    pub(crate) tensor: DlTensor,
 }
 
 /// A managed tensor and all that it points to, in one allocation. `managed` comes first, so that the consumer's
@@ -312,7 +312,7 @@ impl Lines {
 }
 
 /// DLPack's type code and bits of a dtype.
-const fn type_code(dtype: DType) -> (u8, u8) {
+pub(crate) const fn type_code(dtype: DType) -> (u8, u8) {
     match dtype {
         DType::Int8 => (0, 8),
         DType::Int16 => (0, 16),

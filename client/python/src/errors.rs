@@ -23,7 +23,7 @@ mod python {
 pub(crate) use python::*;
 
 /// An error with its causes on one line: Python shows no Rust chain.
-fn chain(error: &dyn Error) -> String {
+pub(crate) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(source) = next {

@@ -23,6 +23,7 @@ from ._errors import (
     StateError,
 )
 from ._loader import DataLoader, RoboCacheWarning
+from ._resample import fuse, resample
 from ._robocache import __version__
 from ._window import Every, Window
 
@@ -42,4 +43,6 @@ __all__ = [
     "StateError",
     "Window",
     "__version__",
+    "fuse",
+    "resample",
 ]

@@ -1,9 +1,18 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
-__all__ = ["Batch", "Loader", "Tensor", "__version__"]
+__all__ = ["Batch", "Loader", "Tensor", "__version__", "fuse"]
 
 __version__: str
+
+def fuse(
+    streams: Sequence[tuple[Any, Any]],
+    targets: Any,
+    *,
+    empty: Callable[[tuple[int, int, int]], Any],
+    stream: Callable[[int], int] | None = None,
+    values: str | None = None,
+) -> Any: ...
 
 @final
 class Loader:
