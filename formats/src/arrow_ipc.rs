@@ -24,7 +24,7 @@ use arrow::ipc::{
 use crate::contain::contain;
 use crate::error::ReadError;
 use crate::map::Mapping;
-use crate::parquet::check_ranges;
+use crate::parquet::{check_ranges, check_rows};
 use crate::table::Table;
 
 /// How a file in the file format begins and ends.
@@ -79,6 +79,7 @@ impl ArrowTable {
                 source: broken("more rows than can be counted"),
             })?;
         }
+        check_rows(path, rows, buffer.len() as u64)?;
         Ok(Self {
             path: path.to_owned(),
             mapping,

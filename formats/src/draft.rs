@@ -26,7 +26,8 @@ const DEEPEST: usize = 4;
 const SAMPLE_ROWS: usize = 1000;
 
 /// A manifest for what lies at `path` (a directory of Parquet and Arrow tables, or one table), and what a person should
-/// check in it. The text parses; it opens unless every table's clock stands still.
+/// check in it. The text parses, unless no column of any table looks like stamps: then every stream is a comment, to be
+/// completed with its rate. It opens unless every table's clock stands still.
 pub fn draft_manifest(path: &Path) -> Result<(String, Vec<String>), OpenError> {
     let mut draft = Draft::default();
     if path.is_file() {
