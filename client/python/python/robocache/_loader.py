@@ -59,7 +59,7 @@ class DataLoader:
         device: `"cpu"`, the only one this version serves.
         dtype: what floating streams are cast to, `"float32"`, `"bfloat16"`, `"float16"` or `"float64"`; or a
             dict of stream name to dtype, in which `"default"` stands for all others. Integers and booleans
-            keep theirs.
+            keep theirs. A name that no column of the batch has is an error.
         framework: `"torch"`, `"jax"` or `"numpy"`; absent: torch if it can be imported, else numpy. With JAX,
             64-bit columns are numpy arrays unless `jax_enable_x64` is set: JAX would cut them to 32 bits.
         shuffle: a new order each epoch, the same for the same `seed` and epoch.
