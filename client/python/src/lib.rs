@@ -1,8 +1,8 @@
 //! The Python module `robocache._robocache`: what the package `robocache` needs of the Rust client, and no more.
 //!
 //! Arguments arrive checked and as the wire's own JSON (`robocache/_spec.py`); errors leave as the exceptions of
-//! `robocache/_errors.py`; tensors leave through DLPack (`dlpack.rs`)
-//! and arrays of other libraries come in through it (`given.rs`).
+//! `robocache/_errors.py`; tensors leave through DLPack (`dlpack.rs`), and arrays of
+//! other libraries come in through it (`given.rs`).
 
 mod batch;
 mod cuda;

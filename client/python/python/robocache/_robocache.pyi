@@ -6,12 +6,11 @@ __all__ = ["Batch", "Loader", "Tensor", "__version__", "fuse"]
 __version__: str
 
 def fuse(
-    streams: Sequence[tuple[Any, Any]],
+    streams: Sequence[tuple[Any, Any, str | None]],
     targets: Any,
     *,
     empty: Callable[[tuple[int, int, int]], Any],
     stream: Callable[[int], int] | None = None,
-    values: str | None = None,
 ) -> Any: ...
 
 @final
