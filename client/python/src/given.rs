@@ -124,8 +124,8 @@ impl<'py> Given<'py> {
         self.dtype
     }
 
-    /// Takes unsigned integers for what they are the bits of, where a library has no name for it in DLPack.
-    pub(crate) fn as_bits_of(mut self, dtype: DType) -> PyResult<Self> {
+    /// The same memory, whose 16-bit unsigned integers are the bits of `dtype`, which the library could not name.
+    pub(crate) fn taken_as(mut self, dtype: DType) -> PyResult<Self> {
         if self.dtype != DType::UInt16 || dtype.size_bytes() != 2 {
             let (what, found) = (&self.what, self.dtype);
             return Err(RequestError::new_err(format!("{what}: wanted the bits of {dtype}, found {found}")));

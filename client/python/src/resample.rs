@@ -69,7 +69,7 @@ fn values<'py>(what: String, array: &Bound<'py, PyAny>, bits: Option<&str>) -> P
     let given = Given::import(what, array)?;
     let Some(bits) = bits else { return Ok(given) };
     let dtype: DType = bits.parse().map_err(|error| RequestError::new_err(format!("{error}")))?;
-    given.as_bits_of(dtype)
+    given.taken_as(dtype)
 }
 
 struct Stream<'py> {

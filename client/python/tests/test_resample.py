@@ -94,7 +94,9 @@ def test_a_fusion_is_the_resampled_streams_side_by_side() -> None:
     rng = np.random.default_rng(5)
     streams = []
     for rows, dim in [(30, 16), (100, 1), (200, 3), (1, 5)]:
-        streams.append((tensors.values(rng, (4, rows, dim), "float32"), tensors.times(rng, 4, rows, "float64")))
+        streams.append(
+            (tensors.values(rng, (4, rows, dim), "float32"), tensors.times(rng, 4, rows, "float64"))
+        )
     at = tensors.targets(rng, streams[1][1], 50)
     wanted = np.concatenate([rc.resample(src, stamps, at) for src, stamps in streams], axis=2)
     for (src, stamps), column in zip(streams, (0, 16, 17, 20), strict=True):
@@ -124,7 +126,7 @@ def test_a_nan_target_gives_a_nan_row() -> None:
 
 
 def test_epoch_seconds_are_compared_in_their_own_type() -> None:
-    """In float32 they step by 128 s: ten minutes at 1 Hz are six different times. Nanoseconds lose nothing."""
+    """In float32 they step by 128 s: ten minutes at 1 Hz have six times. Nanoseconds lose nothing."""
     seconds = 1_763_800_000 + np.arange(600)
     src = np.arange(600, dtype=np.float32).reshape(1, 600, 1)
     coarse, fine = seconds[None].astype(np.float32), seconds[None] * 1_000_000_000
@@ -142,7 +144,8 @@ def test_what_is_not_row_major_is_copied_and_left_as_it_was() -> None:
     wanted = rc.resample(src, stamps, at)
     turned = np.asfortranarray(src)
     wide = np.repeat(stamps, 2, axis=1)[:, ::2]
-    assert not (turned.flags.c_contiguous or wide.flags.c_contiguous)
+    assert not turned.flags.c_contiguous
+    assert not wide.flags.c_contiguous
     assert rc.resample(turned, wide, at[:, ::-1][:, ::-1]).tobytes() == wanted.tobytes()
     np.testing.assert_array_equal(turned, src)
     out = rc.resample(as_torch(turned), as_torch(wide), as_torch(at))
@@ -179,10 +182,20 @@ def zeros(*shape: int, dtype: str = "float32") -> np.ndarray:
         (zeros(1, 1, 1), zeros(1, 1, dtype="int32"), zeros(1, 1, dtype="int32"), "times must be.*int32"),
         (zeros(1, 1, 1), zeros(1, 1), zeros(1, 1, dtype="float64"), "dtype of the targets, float64.*float32"),
         (zeros(1, 1, 1, dtype="complex64"), zeros(1, 1), zeros(1, 1), "type code 5, 64 bits"),
-        (zeros(1, 1, 1, dtype=">f4"), zeros(1, 1), zeros(1, 1), "src of stream 0: numpy.ndarray cannot be read"),
+        (
+            zeros(1, 1, 1, dtype=">f4"),
+            zeros(1, 1),
+            zeros(1, 1),
+            "src of stream 0: numpy.ndarray cannot be read",
+        ),
         (zeros(1, 1, 1), np.zeros((1, 1), "M8[ns]"), np.zeros((1, 1), "M8[ns]"), "times of stream 0"),
         ([[[1.0]]], zeros(1, 1), zeros(1, 1), r"src of stream 0: wanted an array.*builtins\.list"),
-        (torch.zeros(1, 1, 1), zeros(1, 1), zeros(1, 1), "array of torch as the first src, found one of numpy"),
+        (
+            torch.zeros(1, 1, 1),
+            zeros(1, 1),
+            zeros(1, 1),
+            "array of torch as the first src, found one of numpy",
+        ),
         (zeros(1, 1, 1), zeros(1, 1), jax.numpy.zeros((1, 1)), "times_tgt.*of numpy.*one of jax"),
         (np.ma.zeros((1, 1, 1)), zeros(1, 1), zeros(1, 1), "MaskedArray"),
     ],
@@ -276,7 +289,9 @@ def test_the_module_takes_an_allocation_only_if_it_is_the_one_asked_for() -> Non
 
     assert fuse(zeros(1, 2, 3)).shape == (1, 2, 3)
     for made in (zeros(1, 2, 4), zeros(2, 3), zeros(1, 2, 3, dtype="float64")):
-        with pytest.raises(ValueError, match=r"the array for the result: wanted float32 \[1, 2, 3\] on cpu, found"):
+        with pytest.raises(
+            ValueError, match=r"the array for the result: wanted float32 \[1, 2, 3\] on cpu, found"
+        ):
             fuse(made)
     with pytest.raises(ValueError, match="row-major"):
         fuse(np.zeros((1, 3, 2), np.float32).transpose(0, 2, 1))
@@ -336,7 +351,9 @@ def test_devices_that_differ_are_an_error() -> None:
     src, times = Forged((1, 2, 3)), Forged((1, 2))
     with pytest.raises(ValueError, match=r"times_tgt: wanted it on cuda:0 as the first src, found cpu"):
         forged(src, times, zeros(1, 2))
-    with pytest.raises(ValueError, match=r"times of stream 0: wanted it on cuda:0 as the first src, found cuda:1"):
+    with pytest.raises(
+        ValueError, match=r"times of stream 0: wanted it on cuda:0 as the first src, found cuda:1"
+    ):
         forged(src, Forged((1, 2), (2, 1)), times)
     with pytest.raises(ValueError, match=r"wanted memory of the host or of a CUDA device, found.*\(10, 0\)"):
         forged(Forged((1, 2, 3), (10, 0)), times, times)
@@ -401,5 +418,7 @@ out = rc.resample(np.ones((1, 2, 3)), np.array([[0, 10]]), np.array([[5]]))
 assert out.tolist() == [[[1.0, 1.0, 1.0]]]
 assert not {"torch", "jax"} & set(sys.modules)
 """
-    done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stderr) == (0, "")

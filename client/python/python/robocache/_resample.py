@@ -21,23 +21,25 @@ _EXPORTS_READ_ONLY = np.lib.NumpyVersion(np.__version__) >= "2.1.0"
 def resample(src: Array, times_src: Any, times_tgt: Any) -> Array:
     """`src` `[B, S, D]`, whose rows were taken at `times_src` `[B, S]`, at `times_tgt` `[B, T]`: `[B, T, D]`.
 
-    Linear between the rows around a target; before the first row and after the last that row is held, and nothing
-    is extrapolated. A target that is a time is that row, bit for bit; of equal times the later row counts; a NaN
-    target gives a NaN row.
+    Linear between the rows around a target; before the first row and after the last that row is held, and
+    nothing is extrapolated. A target that is a time is that row, bit for bit; of equal times the later row
+    counts; a NaN target gives a NaN row.
 
-    `src` is float16, bfloat16, float32 or float64, and so is the result. Times are int64, float64 or float32 (epoch
-    seconds in float32 step by 128 s), all of one dtype, in any unit, and ascend.
+    `src` is float16, bfloat16, float32 or float64, and so is the result. Times are int64, float64 or float32
+    (epoch seconds in float32 step by 128 s), all of one dtype, in any unit, and ascend.
 
-    All arrays are of one library (numpy, torch, JAX, CuPy; others that speak DLPack are read, and answered, as
-    numpy) and on one device; the result is a new array of that library there. What is not row-major is copied first,
-    by the library, and so are read-only arrays of a numpy before 2.1. Nobody may write the arrays meanwhile.
+    All arrays are of one library (numpy, torch, JAX, CuPy; others that speak DLPack are read, and answered,
+    as numpy) and on one device; the result is a new array of that library there. What is not row-major is
+    copied first, by the library, and so are read-only arrays of a numpy before 2.1. Nobody may write the
+    arrays meanwhile.
 
-    On the host other Python threads run while this computes. On a CUDA device it is one kernel on the library's
-    current stream: it does not wait, and can be captured into a CUDA graph. There nobody looks at the order of times:
-    rows between times that do not ascend are any rows. It is not differentiable: pass `src.detach()`.
+    On the host other Python threads run while this computes. On a CUDA device (torch, CuPy) it is one kernel
+    on the library's current stream: it does not wait, and can be captured into a CUDA graph. There nobody
+    looks at the order of times: where they do not ascend the result is made of any rows. It is not
+    differentiable: pass `src.detach()`.
 
-    Raises `RequestError`, a `ValueError`, for shapes, dtypes, devices or times that do not fit, and `RoboCacheError`
-    where the device cannot do it.
+    Raises `RequestError`, a `ValueError`, for shapes, dtypes, devices or times that do not fit, and
+    `RoboCacheError` where the device cannot do it.
     """
     return fuse([(src, times_src)], times_tgt)
 
@@ -45,8 +47,9 @@ def resample(src: Array, times_src: Any, times_tgt: Any) -> Array:
 def fuse(streams: Iterable[tuple[Array, Any]], times_tgt: Any) -> Array:
     """Several streams, `(src, times_src)` each, side by side at `times_tgt` `[B, T]`: `[B, T, sum of D]`.
 
-    Equal to `resample` of each, concatenated along the last axis in the order given, at the price of one pass (on a
-    CUDA device one kernel, for up to 80 streams). Streams have their own S and D, and one dtype; else as `resample`.
+    Equal to `resample` of each, concatenated along the last axis in the order given, at the price of one pass
+    (on a CUDA device one kernel, for up to 80 streams). Streams have their own S and D, and one dtype; else
+    as `resample`.
     """
     pairs = [(src, times) for src, times in streams]
     if not pairs:
@@ -93,7 +96,9 @@ def _numpy_ready(array: Any) -> Any:
                 f"{type(array).__module__}.{type(array).__qualname__} cannot be read as numpy: {error}"
             ) from error
     if isinstance(array, np.ma.MaskedArray):
-        raise RequestError("wanted arrays without a mask, found numpy.ma.MaskedArray: fill it, or drop its rows")
+        raise RequestError(
+            "wanted arrays without a mask, found numpy.ma.MaskedArray: fill it, or drop its rows"
+        )
     if not array.flags.c_contiguous:
         array = np.ascontiguousarray(array)
     if not (array.flags.writeable or _EXPORTS_READ_ONLY):
@@ -107,7 +112,9 @@ def _numpy_empty(like: Any, shape: Shape) -> Any:
 
 def _jax_ready(array: Any) -> Any:
     if isinstance(array, sys.modules["jax"].core.Tracer):
-        raise RequestError("wanted a JAX array with values, found a tracer: call this outside of jax.jit and jax.grad")
+        raise RequestError(
+            "wanted a JAX array with values, found a tracer: call this outside of jax.jit and jax.grad"
+        )
     kind, _ = array.__dlpack_device__()
     if kind != 1:
         raise RequestError(
@@ -120,7 +127,9 @@ def _jax_ready(array: Any) -> Any:
 def _jax_finished(made: Any, like: Any) -> Any:
     # JAX would cut 64-bit values to their lower half unless it was told to keep them.
     if made.dtype.itemsize == 8 and not sys.modules["jax"].config.jax_enable_x64:
-        raise RequestError(f"JAX cannot hold a {made.dtype} result: set jax_enable_x64, or pass float32 values")
+        raise RequestError(
+            f"JAX cannot hold a {made.dtype} result: set jax_enable_x64, or pass float32 values"
+        )
     return sys.modules["jax"].device_put(made, like.sharding)
 
 
@@ -182,7 +191,8 @@ def _same(library: _Library, what: str, array: Any) -> None:
     found = _library_of(what, array)
     if found is not library:
         raise RequestError(
-            f"{what}: wanted an array of {library.name} as the first src, found one of {found.name}: convert it first"
+            f"{what}: wanted an array of {library.name} as the first src, found one of {found.name}: "
+            "convert it first"
         )
 
 
