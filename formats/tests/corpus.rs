@@ -13,7 +13,7 @@ fn each(name: &str, places: usize, run: impl Fn(&[u8])) {
         let whole = std::fs::read(entry.unwrap().path()).unwrap();
         run(&whole);
         // An odd stride comes by every alignment.
-        for at in (0..whole.len()).step_by(whole.len() / places | 1) {
+        for at in (0..whole.len()).step_by((whole.len() / places) | 1) {
             run(&whole[..at]);
             let mut other = whole.clone();
             other[at] ^= 1 << (at % 8);
