@@ -1,4 +1,4 @@
-"""`rc.resample` and `rc.fuse` on CUDA, against numpy: values, the stream and context of the caller, graphs."""
+"""`rc.resample` and `rc.fuse` on CUDA, against numpy: values, the caller's stream and context, graphs."""
 
 from __future__ import annotations
 
