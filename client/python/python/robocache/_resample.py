@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -61,14 +62,15 @@ def fuse(streams: Iterable[tuple[Array, Any]], times_tgt: Any) -> Array:
         _same(library, f"times of stream {number}", times)
     _same(library, "times_tgt", times_tgt)
 
-    ready = [(library.ready(src), library.ready(times)) for src, times in pairs]
-    like = ready[0][0]
-    made = _robocache.fuse(
-        [(_bits(src), times, "bfloat16" if _is_bfloat16(src) else None) for src, times in ready],
-        library.ready(times_tgt),
-        empty=lambda shape: _bits(library.empty(like, shape)),
-        stream=library.stream,
-    )
+    with library.on_device_of(first):
+        ready = [(library.ready(src), library.ready(times)) for src, times in pairs]
+        like = ready[0][0]
+        made = _robocache.fuse(
+            [(_bits(src), times, "bfloat16" if _is_bfloat16(src) else None) for src, times in ready],
+            library.ready(times_tgt),
+            empty=lambda shape: _bits(library.empty(like, shape)),
+            stream=library.stream,
+        )
     result: Array = library.finished(made.view(like.dtype) if _is_bfloat16(like) else made, first)
     return result
 
@@ -77,13 +79,15 @@ class _Library(NamedTuple):
     """What has to be known of a library of arrays."""
 
     name: str
+    # Makes the array's device current, where the library has such a thing.
+    on_device_of: Callable[[Any], AbstractContextManager[Any]]
     # A row-major array that exports itself through DLPack: the one given, or a copy.
     ready: Callable[[Any], Any]
     # An array of the shape, else like the one given (which is ready).
     empty: Callable[[Any, Shape], Any]
     # The caller's kind of array from one that `empty` made.
     finished: Callable[[Any, Any], Any]
-    # The number of the current CUDA stream of a device.
+    # The number of the current CUDA stream of a device, which is current.
     stream: Callable[[int], int] | None
 
 
@@ -133,6 +137,14 @@ def _jax_finished(made: Any, like: Any) -> Any:
     return sys.modules["jax"].device_put(made, like.sharding)
 
 
+def _torch_on(tensor: Any) -> AbstractContextManager[Any]:
+    # It exports tensors of the current device only.
+    if not tensor.is_cuda:
+        return nullcontext()
+    device: AbstractContextManager[Any] = sys.modules["torch"].cuda.device(tensor.device)
+    return device
+
+
 def _torch_ready(tensor: Any) -> Any:
     return tensor.resolve_neg().contiguous()
 
@@ -146,30 +158,36 @@ def _torch_stream(device: int) -> int:
     return stream
 
 
+def _cupy_on(array: Any) -> AbstractContextManager[Any]:
+    device: AbstractContextManager[Any] = array.device
+    return device
+
+
 def _cupy_ready(array: Any) -> Any:
     return sys.modules["cupy"].ascontiguousarray(array)
 
 
 def _cupy_empty(like: Any, shape: Shape) -> Any:
-    with like.device:
-        return sys.modules["cupy"].empty(shape, like.dtype)
+    return sys.modules["cupy"].empty(shape, like.dtype)
 
 
-def _cupy_stream(device: int) -> int:
-    cuda = sys.modules["cupy"].cuda
-    with cuda.Device(device):
-        stream: int = cuda.get_current_stream().ptr
+def _cupy_stream(_device: int) -> int:
+    stream: int = sys.modules["cupy"].cuda.get_current_stream().ptr
     return stream
+
+
+def _anywhere(_array: Any) -> AbstractContextManager[Any]:
+    return nullcontext()
 
 
 def _itself(made: Any, _like: Any) -> Any:
     return made
 
 
-_NUMPY = _Library("numpy", _numpy_ready, _numpy_empty, _itself, None)
-_JAX = _Library("jax", _jax_ready, _numpy_empty, _jax_finished, None)
-_TORCH = _Library("torch", _torch_ready, _torch_empty, _itself, _torch_stream)
-_CUPY = _Library("cupy", _cupy_ready, _cupy_empty, _itself, _cupy_stream)
+_NUMPY = _Library("numpy", _anywhere, _numpy_ready, _numpy_empty, _itself, None)
+_JAX = _Library("jax", _anywhere, _jax_ready, _numpy_empty, _jax_finished, None)
+_TORCH = _Library("torch", _torch_on, _torch_ready, _torch_empty, _itself, _torch_stream)
+_CUPY = _Library("cupy", _cupy_on, _cupy_ready, _cupy_empty, _itself, _cupy_stream)
 # By the package that defines the type, or one that it derives from.
 _LIBRARIES = {"numpy": _NUMPY, "jax": _JAX, "jaxlib": _JAX, "torch": _TORCH, "cupy": _CUPY}
 
