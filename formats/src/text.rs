@@ -44,13 +44,24 @@ pub(crate) fn distinct(
     into: &mut BTreeSet<String>,
     origin: Origin<'_>,
 ) -> Result<(), ReadError> {
+    let mut bytes: usize = into.iter().map(String::len).sum();
     each(chunks, origin, |_, text| {
         if !into.contains(text) {
+            bytes += text.len();
+            if bytes > TABLE_LIMIT_BYTES {
+                let what = format!("a table of the distinct strings of {:?}", origin.column);
+                let (bytes, limit) = (bytes as u128, TABLE_LIMIT_BYTES as u128);
+                return Err(ReadError::TooLarge { path: origin.path.to_owned(), what, bytes, limit });
+            }
             into.insert(text.to_owned());
         }
         Ok(())
     })
 }
+
+/// Most text one table holds: tables are sent to every client. A column of more (a transcript, a document a row)
+/// is no label of a sample.
+const TABLE_LIMIT_BYTES: usize = 64 << 20;
 
 /// The strings of a column, one a row.
 pub(crate) fn strings(chunks: &[ArrayRef], origin: Origin<'_>) -> Result<Vec<String>, ReadError> {
@@ -101,4 +112,33 @@ fn each(
         before += chunk.len();
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use arrow::array::StringArray;
+
+    use super::*;
+
+    #[test]
+    fn a_column_that_is_no_label_is_refused_before_it_fills_memory() {
+        let warned = crate::warnings::Warned::default();
+        let origin = Origin {
+            path: Path::new("talk.parquet"),
+            column: "transcript",
+            ranges: &[0..70],
+            warned: &warned,
+        };
+        let rows = (10..80).map(|row| row.to_string().repeat(1 << 20));
+        let chunks: [ArrayRef; 1] = [Arc::new(StringArray::from_iter_values(rows))];
+        let mut table = BTreeSet::new();
+        let error = distinct(&chunks, &mut table, origin).unwrap_err().to_string();
+        assert!(
+            error.contains("talk.parquet") && error.contains("transcript") && error.contains("67108864"),
+            "{error}"
+        );
+        assert!(table.len() < 70);
+    }
 }
