@@ -8,6 +8,12 @@
 struct F16 {
     typedef unsigned short Raw;
     typedef float Wide;
+    static constexpr bool PAIRS = true;
+    static __device__ __forceinline__ unsigned narrow_pair(float low, float high) {
+        unsigned raw;
+        asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(raw) : "f"(high), "f"(low));
+        return raw;
+    }
     static __device__ __forceinline__ float wide(Raw raw) {
         float value;
         asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(raw));
@@ -28,6 +34,12 @@ struct F16 {
 struct Bf16 {
     typedef unsigned short Raw;
     typedef float Wide;
+    static constexpr bool PAIRS = true;
+    static __device__ __forceinline__ unsigned narrow_pair(float low, float high) {
+        unsigned raw;
+        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(raw) : "f"(high), "f"(low));
+        return raw;
+    }
     static __device__ __forceinline__ float wide(Raw raw) { return __uint_as_float((unsigned)raw << 16); }
     static __device__ __forceinline__ Raw narrow(float value) {
         Raw raw;
@@ -47,6 +59,7 @@ struct Bf16 {
 struct F32 {
     typedef float Raw;
     typedef float Wide;
+    static constexpr bool PAIRS = false;
     static __device__ __forceinline__ float wide(Raw raw) { return raw; }
     static __device__ __forceinline__ Raw narrow(float value) { return value; }
     static __device__ __forceinline__ Raw narrow(double value) { return __double2float_rn(value); }
@@ -55,6 +68,7 @@ struct F32 {
 struct F64 {
     typedef double Raw;
     typedef double Wide;
+    static constexpr bool PAIRS = false;
     static __device__ __forceinline__ double wide(Raw raw) { return raw; }
     static __device__ __forceinline__ Raw narrow(float value) { return (double)value; }
     static __device__ __forceinline__ Raw narrow(double value) { return value; }
@@ -127,6 +141,42 @@ static __device__ __forceinline__ void store(Raw* __restrict__ at, const Raw (&v
     }
 }
 
+// N values, each rounded once; two at a time where the GPU has an instruction for that.
+template <class To, int N, class Wide>
+static __device__ __forceinline__ void narrow_all(typename To::Raw (&made)[N], const Wide (&values)[N]) {
+    if constexpr (To::PAIRS && N % 2 == 0 && Same<Wide, float>::yes) {
+        union { unsigned words[N / 2]; typename To::Raw values[N]; } pack;
+#pragma unroll
+        for (int i = 0; i < N / 2; ++i) pack.words[i] = To::narrow_pair(values[2 * i], values[2 * i + 1]);
+#pragma unroll
+        for (int i = 0; i < N; ++i) made[i] = pack.values[i];
+    } else {
+#pragma unroll
+        for (int i = 0; i < N; ++i) made[i] = To::narrow(values[i]);
+    }
+}
+
+// `made` becomes `kept` if `exact`: by words, since halves of a register cost more to choose than the whole.
+template <class Raw, int N>
+static __device__ __forceinline__ void keep(Raw (&made)[N], const Raw (&kept)[N], bool exact) {
+    if constexpr (N * sizeof(Raw) % 4 == 0) {
+        constexpr int WORDS = N * sizeof(Raw) / 4;
+        union { unsigned words[WORDS]; Raw values[N]; } from, to;
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+            from.values[i] = kept[i];
+            to.values[i] = made[i];
+        }
+#pragma unroll
+        for (int i = 0; i < WORDS; ++i) to.words[i] = exact ? from.words[i] : to.words[i];
+#pragma unroll
+        for (int i = 0; i < N; ++i) made[i] = to.values[i];
+    } else {
+#pragma unroll
+        for (int i = 0; i < N; ++i) made[i] = exact ? kept[i] : made[i];
+    }
+}
+
 // Where a thread is among a tile's items: `step` counts rows, `pack` accesses within one. A turn is one addition and
 // one carry, where dividing the item's number would cost more than moving it.
 struct Cursor {
@@ -162,7 +212,8 @@ static __device__ __forceinline__ void blend(
     Cursor cursor(dim / N);
     while (cursor.step < n) {
         typename From::Raw a[TURNS][N], b[TURNS][N];
-        double weight[TURNS];
+        Wide weight[TURNS];
+        bool exact[TURNS];
         unsigned step[TURNS], element[TURNS];
 #pragma unroll
         for (int turn = 0; turn < TURNS; ++turn) {
@@ -171,30 +222,27 @@ static __device__ __forceinline__ void blend(
             if (step[turn] < n) {
                 const Pick pick = picks[step[turn]];
                 const typename From::Raw* at = src + (size_t)pick.row * dim + element[turn];
-                weight[turn] = pick.weight;
+                // A weight too small for Wide is 0 there, and still no row taken exactly.
+                weight[turn] = (Wide)pick.weight;
+                exact[turn] = pick.weight == 0.0;
                 load(a[turn], at);
-                load(b[turn], at + (pick.weight == 0.0 ? 0 : dim));
+                load(b[turn], at + (exact[turn] ? 0 : dim));
             }
             cursor.turn();
         }
 #pragma unroll
         for (int turn = 0; turn < TURNS; ++turn) {
             if (step[turn] < n) {
+                Wide line[N];
                 typename To::Raw made[N];
-                const bool exact = weight[turn] == 0.0;
-                const Wide w = (Wide)weight[turn];
 #pragma unroll
                 for (int i = 0; i < N; ++i) {
-                    typename To::Raw kept;
-                    if constexpr (Same<From, To>::yes) {
-                        kept = a[turn][i];
-                    } else {
-                        kept = To::narrow(From::wide(a[turn][i]));
-                    }
-                    const typename To::Raw blended =
-                        To::narrow(lerp(From::wide(a[turn][i]), From::wide(b[turn][i]), w));
-                    made[i] = exact ? kept : blended;
+                    const Wide before = From::wide(a[turn][i]);
+                    line[i] = lerp(before, From::wide(b[turn][i]), weight[turn]);
+                    if constexpr (!Same<From, To>::yes) line[i] = exact[turn] ? before : line[i];
                 }
+                narrow_all<To>(made, line);
+                if constexpr (Same<From, To>::yes) keep(made, a[turn], exact[turn]);
                 store(out + step[turn] * stride + element[turn], made);
             }
         }

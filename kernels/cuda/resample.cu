@@ -67,6 +67,10 @@ static __device__ __forceinline__ Pick find(
         if (pivots[middle] <= t) low = middle + 1; else high = middle;
     }
     if (low == 0) return Pick{0.0, 0, 0};
+    if (stride == 1) {
+        if (low == rows) return Pick{0.0, low - 1, 0};
+        return Pick{weight_of(t, pivots[low - 1], pivots[low]), low - 1, 0};
+    }
     const unsigned block = (low - 1) * stride;
     low = block + 1;
     high = min(block + stride, rows);
@@ -148,8 +152,9 @@ static __device__ __forceinline__ void resample(const Plan<MAX>& plan) {
     else blend<Element, Element, 1>(out, plan.width, src, stream.dim, picks, n);
 }
 
+// Elements of 2 bytes: at least 6 blocks a multiprocessor, so at most 40 registers, though some path spills a word.
 #define KERNEL(element, Element, time, Time, MAX)                                                        \
-    extern "C" __global__ void __launch_bounds__(THREADS)                                                \
+    extern "C" __global__ void __launch_bounds__(THREADS, sizeof(Element::Raw) == 2 ? 6 : 1)             \
         resample_##element##_##time##_##MAX(const __grid_constant__ Plan<MAX> plan) {                    \
         resample<Element, Time, MAX>(plan);                                                              \
     }

@@ -67,9 +67,10 @@ pub(crate) const THREADS: u32 = 256;
 const MAX_TILE: usize = 128;
 /// 16-byte accesses of a thread that a tile is cut for. More spread a block's search over more work, fewer fill
 /// the chip with a small batch.
-const PACKS_PER_THREAD: usize = 2;
-/// Blocks that fill a large chip twice over: tiles are not cut larger than leaves this many.
-const ENOUGH_BLOCKS: usize = 1024;
+const PACKS_PER_THREAD: usize = 4;
+/// Blocks that fill a large chip: tiles are not cut larger than leaves this many, nor much smaller, since each block
+/// reads and searches the times anew.
+const ENOUGH_BLOCKS: usize = 500;
 
 /// Targets of a tile, for `rows` of `row_bytes` in all.
 fn tile(steps: usize, samples: usize, row_bytes: usize) -> usize {
@@ -289,9 +290,9 @@ mod tests {
 
     #[test]
     fn tiles_fill_the_chip_before_they_fill_a_block() {
-        assert_eq!(tile(250, 32, 512), 8, "a thousand blocks of 8 rows, 32 accesses each");
-        assert_eq!(tile(512, 64, 1024), 8, "two accesses for each thread where there is work enough");
-        assert_eq!(tile(1024, 64, 64), 64, "at least an access for each thread");
+        assert_eq!(tile(250, 32, 512), 16, "some five hundred blocks of 16 rows, 32 accesses each");
+        assert_eq!(tile(512, 64, 1024), 16, "four accesses for each thread where there is work enough");
+        assert_eq!(tile(100, 8, 64), 64, "at least an access for each thread");
         assert_eq!(tile(50, 4, 24), 50, "never more than a sample's targets");
         assert_eq!(tile(1_000_000, 64, 4), MAX_TILE);
         assert_eq!(tile(8, 8, 1 << 20), 1);
