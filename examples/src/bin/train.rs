@@ -43,7 +43,8 @@ fn main() -> anyhow::Result<()> {
         let (mut squares, mut count) = (0.0, 0_u32);
         for ((x, y), pad) in inputs.chunks(i).zip(outputs.chunks(o)).zip(pads.chunks(50)) {
             let norm = 1.0 + x.iter().map(|x| x * x).sum::<f32>();
-            for (k, (w, y)) in weights.iter_mut().zip(y).enumerate().filter(|(k, _)| !pad[k / (o / 50)]) {
+            let pads = pad.iter().flat_map(|pad| std::iter::repeat_n(*pad, o / 50));
+            for ((w, y), _) in weights.iter_mut().zip(y).zip(pads).filter(|(_, pad)| !pad) {
                 let error = y - w[i] - w.iter().zip(x).map(|(w, x)| w * x).sum::<f32>();
                 let step = RATE * error / norm;
                 w.iter_mut().zip(x.iter().chain([&1.0])).for_each(|(w, x)| *w += step * x);
@@ -58,8 +59,8 @@ fn main() -> anyhow::Result<()> {
             report = Instant::now();
         }
     }
-    let row = |c: &ColumnInfo| c.shape.iter().product::<u64>() as usize * c.dtype.size_bytes();
-    let bytes = samples * loader.columns().iter().map(row).sum::<usize>();
+    let row = |c: &ColumnInfo| c.shape.iter().product::<u64>() * c.dtype.size_bytes() as u64;
+    let bytes = samples as u64 * loader.columns().iter().map(row).sum::<u64>();
     let (seconds, waited) = (start.elapsed().as_secs_f64(), waited.as_secs_f64());
     println!(r#"{{"samples":{samples},"bytes":{bytes},"seconds":{seconds:.3},"waited_s":{waited:.4}}}"#);
     Ok(())
@@ -69,10 +70,10 @@ fn main() -> anyhow::Result<()> {
 fn features(dataset: &str) -> anyhow::Result<(String, String)> {
     let all = Loader::builder(dataset).batch_size(1).slots(2).anchors(Anchors::Episodes).connect()?;
     let floats = all.columns().iter().filter(|c| c.role == ColumnRole::Data && c.dtype == DType::Float32);
-    let names: Vec<&str> = floats.map(|c| c.name.as_str()).collect();
-    let find = |parts: &[&str]| names.iter().find(|name| parts.iter().any(|part| name.contains(part)));
-    let action = find(&["action", "command", "cmd"]).or(names.last()).context("no floating stream")?;
-    let state = find(&["state", "joint", "pose"]).filter(|s| *s != action);
-    let state = state.or(names.iter().find(|name| *name != action)).context("one floating stream only")?;
-    Ok(((*state).to_owned(), (*action).to_owned()))
+    let mut names: Vec<String> = floats.map(|c| c.name.clone()).collect();
+    anyhow::ensure!(names.len() > 1, "two floating streams are needed, {dataset} has {names:?}");
+    let find = |all: &[String], parts: &[&str]| all.iter().position(|n| parts.iter().any(|p| n.contains(p)));
+    let action = names.remove(find(&names, &["action", "command", "cmd"]).unwrap_or(names.len() - 1));
+    let state = names.swap_remove(find(&names, &["state", "joint", "pose"]).unwrap_or(0));
+    Ok((state, action))
 }
