@@ -128,7 +128,7 @@ mod tests {
         let origin = Origin {
             path: Path::new("talk.parquet"),
             column: "transcript",
-            ranges: &[0..70],
+            ranges: std::slice::from_ref(&(0..70)),
             warned: &warned,
         };
         let rows = (10..80).map(|row| row.to_string().repeat(1 << 20));
