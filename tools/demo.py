@@ -71,14 +71,15 @@ class Trainer:
     def _read(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            self.started.set()
+            if "batches of 64" in line:
+                self.started.set()
             if line.startswith("{"):
                 self.total = json.loads(line)
             else:
                 print(f"{self.name:>6} | {line}", end="", flush=True)
 
     def wait_started(self) -> None:
-        """Until it has said something, or ended."""
+        """Until it has its first batch, or ended."""
         while not self.started.wait(0.1) and self.process.poll() is None:
             pass
 

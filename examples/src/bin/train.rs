@@ -2,8 +2,7 @@
 //!
 //!     cargo run --release -p robocache-examples --bin train -- DATASET [SECONDS]
 //!
-//! The policy is linear and fitted as batches come (normalised least mean squares). Both streams are asked for at 50 Hz,
-//! whatever rates they were recorded at. The last line is JSON, for the demo's table.
+//! The policy is linear (normalised least mean squares). The last line is JSON, for the demo's table.
 
 use std::time::{Duration, Instant};
 
@@ -24,7 +23,6 @@ fn main() -> anyhow::Result<()> {
         .window(&state, Window::new(HZ, 2).start(-1.0 / HZ))
         .window(&action, Window::new(HZ, 50))
         .shuffle(true)
-        .seed(7)
         .connect()?;
     println!("{} batches of 64 an epoch: {state} -> {action}, 50 steps at 50 Hz", loader.batches());
 
@@ -39,23 +37,25 @@ fn main() -> anyhow::Result<()> {
         let pads = batch.tensor(&format!("{action}_is_pad"))?.as_slice::<bool>()?;
         let (inputs, outputs) = (x.as_slice::<f32>()?, y.as_slice::<f32>()?);
         let (i, o) = (inputs.len() / batch.rows(), outputs.len() / batch.rows());
-        weights.resize(o, vec![0.0; i + 1]);
-        let (mut squares, mut count) = (0.0, 0_u32);
-        for ((x, y), pad) in inputs.chunks(i).zip(outputs.chunks(o)).zip(pads.chunks(50)) {
+        weights.resize(i + 1, vec![0.0; o]); // the last row is the bias
+        let (mut squares, mut steps) = (0.0, 0);
+        for ((x, y), pads) in inputs.chunks(i).zip(outputs.chunks(o)).zip(pads.chunks(50)) {
             let norm = 1.0 + x.iter().map(|x| x * x).sum::<f32>();
-            let pads = pad.iter().flat_map(|pad| std::iter::repeat_n(*pad, o / 50));
-            for ((w, y), _) in weights.iter_mut().zip(y).zip(pads).filter(|(_, pad)| !pad) {
-                let error = y - w[i] - w.iter().zip(x).map(|(w, x)| w * x).sum::<f32>();
-                let step = RATE * error / norm;
-                w.iter_mut().zip(x.iter().chain([&1.0])).for_each(|(w, x)| *w += step * x);
-                squares += error * error;
-                count += 1;
+            let mut error = y.to_vec();
+            for (w, x) in weights.iter().zip(x.iter().chain([&1.0])) {
+                error.iter_mut().zip(w).for_each(|(e, w)| *e -= w * x);
             }
+            error.chunks_mut(o / 50).zip(pads).filter(|(_, pad)| **pad).for_each(|(e, _)| e.fill(0.0));
+            for (w, x) in weights.iter_mut().zip(x.iter().chain([&1.0])) {
+                w.iter_mut().zip(&error).for_each(|(w, e)| *w += RATE / norm * x * e);
+            }
+            squares += error.iter().map(|e| e * e).sum::<f32>();
+            steps += pads.iter().filter(|pad| !**pad).count();
         }
         samples += batch.rows();
         if report.elapsed() > Duration::from_secs(1) || samples == batch.rows() {
-            let (epoch, index, error) = (batch.epoch(), batch.index(), squares / count as f32);
-            println!("epoch {epoch} batch {index:4}: mean squared error {error:.5}");
+            let error = squares / (steps * o / 50).max(1) as f32;
+            println!("epoch {} batch {:4}: mean squared error {error:.5}", batch.epoch(), batch.index());
             report = Instant::now();
         }
     }
