@@ -42,7 +42,7 @@ class Bench:
     def json(self, name: str, *command: str | Path) -> Json:
         """Runs a program that prints one JSON object."""
         words = [str(word) for word in command]
-        self.commands[name] = " ".join(words).replace(f"{ROOT}/", "")
+        self.commands[name] = portable(" ".join(words), self.binaries)
         print(f"  {name}", file=sys.stderr, flush=True)
         done = subprocess.run(words, capture_output=True, text=True, check=False)
         if done.returncode != 0:
@@ -106,6 +106,13 @@ class Bench:
 
     def row(self, what: str, ours: str, beside: str = "", wanted: str = "") -> None:
         self.rows.append((what, ours, beside, wanted))
+
+
+def portable(command: str, binaries: Path) -> str:
+    """A command as one would type it in the root of any checkout."""
+    for place, said in ((sys.executable, "python"), (str(binaries), "target/release"), (f"{ROOT}/", "")):
+        command = command.replace(place, said)
+    return command
 
 
 def ready(bench: Bench) -> Json:
@@ -328,7 +335,7 @@ def main() -> None:
         "commit": commit(),
         "machine": machine(),
         "load_before": load,
-        "command": " ".join(sys.argv),
+        "command": " ".join(["tools/bench.sh", *args.sections]),
     }
     made["date"] = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     for name in args.sections or SECTIONS:
