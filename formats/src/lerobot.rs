@@ -152,7 +152,11 @@ impl LeRobot {
             .collect::<Result<Vec<_>, _>>()?;
         let mut blocks = HashMap::new();
         for (stream, chunks) in distinct.iter().zip(table.read(&columns, &ranges)?) {
-            blocks.insert(*stream, self.values(*stream, &chunks, table, &ranges)?);
+            let values = self.values(*stream, &chunks, table, &ranges)?;
+            if self.streams[*stream].name == "task_index" {
+                self.check_tasks(&values, table.path(), &ranges)?;
+            }
+            blocks.insert(*stream, values);
         }
         let mut at = 0;
         let one = |(episode, clock): (&usize, Clock)| {
@@ -164,6 +168,27 @@ impl LeRobot {
             streams.iter().map(stream).collect()
         };
         Ok(episodes.iter().zip(clocks).map(one).collect())
+    }
+
+    /// Every frame's task must be in the table, as LeRobot demands (`tasks.iloc[task_index]`).
+    fn check_tasks(&self, values: &Values, path: &Path, ranges: &[Range<usize>]) -> Result<(), ReadError> {
+        if self.tasks.is_empty() || values.dtype != DType::Int64 {
+            return Ok(()); // no table to look into, or a type that the batch shows as it is
+        }
+        let known = |task: i64| usize::try_from(task).is_ok_and(|task| task < self.tasks.len());
+        let tasks =
+            values.buffer.as_slice().as_chunks::<8>().0.iter().map(|bytes| i64::from_le_bytes(*bytes));
+        match tasks.enumerate().find(|(_, task)| !known(*task)) {
+            None => Ok(()),
+            Some((position, task)) => Err(ReadError::Table {
+                path: path.to_owned(),
+                what: format!(
+                    "row {} has task_index {task}, and the dataset has {} tasks; correct the column or add the task",
+                    ranges.iter().cloned().flatten().nth(position).unwrap_or(position),
+                    self.tasks.len()
+                ),
+            }),
+        }
     }
 }
 

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+# JAX arrays of these tests live on the host, also where there is a GPU.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
 WORKSPACE = Path(__file__).resolve().parents[3]
 
 

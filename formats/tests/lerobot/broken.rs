@@ -129,6 +129,26 @@ fn an_episode_index_that_contradicts_the_metadata_is_named_and_spares_the_others
 }
 
 #[test]
+fn a_task_that_is_not_in_the_table_is_named_where_it_is_asked_for() {
+    let made = Made::default();
+    let dir = made.write();
+    let (path, episodes) = made.files()[0].clone();
+    let batch = made.batch(episodes);
+    let mut tasks = vec![0_i64; batch.num_rows()];
+    tasks[6] = 77; // the first row of episode 2
+    made.write_parquet(
+        &dir.path().join(&path),
+        &with_column(&batch, "task_index", Arc::new(Int64Array::from(tasks))),
+    );
+    let dataset = open(dir.path()).unwrap();
+    let task = dataset.streams().iter().position(|stream| stream.name == "task_index").unwrap();
+    let error = chain(&dataset.read(&[2], &[task]).unwrap_err());
+    assert!(error.contains("row 6 has task_index 77") && error.contains("tasks"), "{error}");
+    assert!(dataset.read(&[0, 1, 3], &[task]).is_ok());
+    assert!(dataset.read(&[2], &[0]).is_ok());
+}
+
+#[test]
 fn v3_rows_are_found_by_their_global_number_where_the_metadata_names_the_wrong_file() {
     let made = Made::default();
     let dir = made.write();
