@@ -85,13 +85,17 @@ mod tests {
     #[test]
     fn distance_counts_batches_until_the_next_need() {
         let future = Future::new(1);
+        let distances = |episodes: [u32; 2]| {
+            let look = future.look();
+            episodes.map(|episode| look.distance(1, episode))
+        };
         future.expect(0, &[7, 8]);
         future.expect(3, &[7]);
-        assert_eq!((future.look().distance(1, 7), future.look().distance(1, 8)), (Some(0), Some(0)));
+        assert_eq!(distances([7, 8]), [Some(0), Some(0)]);
         future.done(0, &[7, 8]);
-        assert_eq!((future.look().distance(1, 7), future.look().distance(1, 8)), (Some(2), None));
+        assert_eq!(distances([7, 8]), [Some(2), None]);
         assert_eq!(future.look().distance(2, 7), None);
         future.clear();
-        assert_eq!(future.look().distance(1, 7), None);
+        assert_eq!(distances([7, 8]), [None, None]);
     }
 }
