@@ -19,7 +19,7 @@ WORKSPACE = Path(__file__).resolve().parents[3]
 @pytest.fixture(scope="session")
 def data() -> Path:
     """The folder of real datasets. Missing data fails the test: it would prove nothing otherwise."""
-    folder = Path(os.environ.get("ROBOCACHE_TEST_DATA", WORKSPACE.parent / "shared" / "data"))
+    folder = Path(os.environ.get("ROBOCACHE_TEST_DATA", WORKSPACE.parent / "shared" / "data")).resolve()
     if not folder.is_dir():
         pytest.fail(f"the real test data is not at {folder}: set ROBOCACHE_TEST_DATA to its folder")
     return folder
