@@ -357,8 +357,8 @@ def test_ctrl_c_ends_the_wait(g1: str, own_daemon: Any, waiting: str) -> None:
         epoch = iter(loader)
         next(epoch)
         os.kill({own_daemon.pid}, signal.SIGSTOP)
-        print("waiting", flush=True)
         try:
+            print("waiting", flush=True)  # inside: the signal may come at once
             while True:
                 next(epoch)
         except KeyboardInterrupt:
