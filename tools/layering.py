@@ -1,7 +1,7 @@
 """Which crate may depend on which: the arrows of ARCHITECTURE.md, checked against `cargo metadata`.
 
-Exits with 1 and names every arrow that points the wrong way. Dev-dependencies are free, but for the daemon: tests
-of a client may not need it either.
+Exits with 1 and names every arrow that points the wrong way. Dev-dependencies are free, but for the daemon:
+tests of a client may not need it either.
 """
 
 from __future__ import annotations

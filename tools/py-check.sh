@@ -4,6 +4,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bin=$(realpath "${VENV:-.venv}")/bin
+"$bin/ruff" check benches examples kernels tools
+"$bin/ruff" format --check benches examples kernels tools
 cd client/python
 "$bin/ruff" check .
 "$bin/ruff" format --check .

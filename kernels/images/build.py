@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compiles kernels/cuda to the images that the kernels crate embeds, or checks that those here are current.
 
-    build.py           compile, write KERNEL.ARCH.{cubin,ptx}.z and manifest.json beside this file (make images)
+    build.py           compile, write KERNEL.ARCH.{cubin,ptx}.z and manifest.json beside it (make images)
     build.py --hashes  compare sources with manifest.json, images with manifest.json; needs no compiler (CI)
     build.py --check   compile and compare with what is here, byte for byte (CI, where the compiler is)
 
@@ -67,7 +67,7 @@ class Nvrtc:
         found = importlib.metadata.version(PACKAGE)
         if found != NVRTC:
             fail(f"{PACKAGE} is {found}, the images are pinned to {NVRTC}")
-        lib = pathlib.Path(list(spec.submodule_search_locations)[0]) / "lib"
+        lib = pathlib.Path(next(iter(spec.submodule_search_locations))) / "lib"
         # libnvrtc loads this one by name.
         ctypes.CDLL(str(next(lib.glob("libnvrtc-builtins.so.*"))), mode=ctypes.RTLD_GLOBAL)
         self.lib = ctypes.CDLL(str(lib / "libnvrtc.so.12"))
@@ -124,7 +124,9 @@ def manifest(images: dict[str, bytes]) -> str:
         "compiler": f"{PACKAGE}=={NVRTC}",
         "options": OPTIONS,
         "sources": {kernel: source_hash(kernel) for kernel in KERNELS},
-        "images": {name: {"bytes": len(data), "sha256": sha256(data)} for name, data in sorted(images.items())},
+        "images": {
+            name: {"bytes": len(data), "sha256": sha256(data)} for name, data in sorted(images.items())
+        },
     }
     return json.dumps(facts, indent=2) + "\n"
 
@@ -133,7 +135,10 @@ def stored() -> dict[str, bytes]:
     images = {path.name.removesuffix(".z"): zlib.decompress(path.read_bytes()) for path in HERE.glob("*.z")}
     wanted = {file_name(kernel, arch) for kernel in KERNELS for arch in [*ARCHS, PTX]}
     if images.keys() != wanted:
-        fail(f"missing {sorted(wanted - images.keys())}, unknown {sorted(images.keys() - wanted)}; run: make images")
+        fail(
+            f"missing {sorted(wanted - images.keys())}, unknown {sorted(images.keys() - wanted)}; "
+            "run: make images"
+        )
     return images
 
 
@@ -141,13 +146,18 @@ def check_hashes() -> None:
     known = json.loads((HERE / "manifest.json").read_text())
     for kernel in KERNELS:
         if known["sources"].get(kernel) != source_hash(kernel):
-            fail(f"cuda/{kernel}.cu (or a header, an option, the compiler) changed after its images; run: make images")
+            fail(
+                f"cuda/{kernel}.cu (or a header, an option, the compiler) changed after its images; "
+                "run: make images"
+            )
     if manifest(stored()) != (HERE / "manifest.json").read_text():
         fail("the images are not those of manifest.json; run: make images")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--hashes", action="store_true")
     mode.add_argument("--check", action="store_true")
