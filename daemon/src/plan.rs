@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use robocache_formats::{Dataset, Layout, ReadError, StreamKind, TextTable};
 use robocache_kernels::{Field, FieldKernel, Offsets};
 use robocache_types::{ClockError, DType, Interp};
-use robocache_wire::spec::{AnchorSpec, ColumnInfo, ColumnRole, LoaderSpec, OffsetsSpec, WindowSpec};
+use robocache_wire::spec::{ColumnInfo, ColumnRole, LoaderSpec, OffsetsSpec, WindowSpec};
 
 use crate::anchors::Anchors;
 use crate::plan_anchors::{self, FRAME_CLOCK};
@@ -623,9 +623,4 @@ fn seconds_to_ns(seconds: f64) -> Option<i64> {
     let ns = (seconds * 1e9).round();
     #[expect(clippy::cast_possible_truncation, reason = "in range and whole")]
     (ns.is_finite() && ns.abs() < 9.2e18).then_some(ns as i64)
-}
-
-/// Whether a spec's anchors are frames.
-pub fn wants_frames(spec: &LoaderSpec) -> bool {
-    matches!(spec.anchors, AnchorSpec::Frames)
 }
