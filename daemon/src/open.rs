@@ -129,6 +129,7 @@ fn open(session: &Shared, spec: LoaderSpec, host: &Host) -> Result<Opened, Refus
         columns: plan.infos.clone(),
         text_tables,
         warnings: plan.warnings.clone(),
+        gpu: None,
     };
     Ok((Loader::new(spec, Arc::new(plan), dataset, producer), info, fds))
 }

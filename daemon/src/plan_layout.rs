@@ -7,7 +7,7 @@
 use robocache_formats::{Dataset, StreamKind};
 use robocache_types::DType;
 use robocache_wire::batch::{COLUMN_ALIGN, SLOT_ALIGN, first_column_offset};
-use robocache_wire::spec::{ColumnInfo, ColumnRole};
+use robocache_wire::spec::{ColumnInfo, ColumnRole, Place};
 
 use crate::plan::{Column, Limits, PlanError, Source};
 use crate::plan_anchors::FRAME_CLOCK;
@@ -72,11 +72,12 @@ pub(crate) fn place(
             shape: wanted.shape,
             offset,
             role: wanted.role,
+            place: Place::Host,
         });
         let mask = wanted.mask.map(|(steps, shape)| {
             let offset = take(steps as u64);
             let (name, role) = (format!("{}_is_pad", wanted.key), ColumnRole::Mask);
-            infos.push(ColumnInfo { name, dtype: DType::Bool, shape, offset, role });
+            infos.push(ColumnInfo { name, dtype: DType::Bool, shape, offset, role, place: Place::Host });
             (usize_of(offset), steps)
         });
         let nth = |stream| streams.binary_search(&stream).expect("listed above");

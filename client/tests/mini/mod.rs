@@ -149,7 +149,7 @@ fn layout(spec: &LoaderSpec) -> (Vec<ColumnInfo>, u64) {
     ] {
         let elements = u64::from(spec.batch_size) * shape.iter().product::<u64>();
         let offset = slot.column(elements * dtype.size_bytes() as u64).unwrap();
-        columns.push(ColumnInfo { name: name.to_owned(), dtype, shape, offset, role });
+        columns.push(ColumnInfo { name: name.to_owned(), dtype, shape, offset, role, place: Place::Host });
     }
     (columns, slot.slot_bytes().unwrap())
 }
@@ -243,6 +243,7 @@ impl Client {
             columns: columns.clone(),
             text_tables: vec![table],
             warnings: Vec::new(),
+            gpu: None,
         };
         let opened = ToClient::Opened(Box::new(info));
         connection.send(&opened, &fds.borrow(Some(&texts)), Duration::ZERO).unwrap();

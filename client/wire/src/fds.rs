@@ -24,7 +24,7 @@ use rustix::net::{
 use crate::message::{DATAGRAM_LIMIT, DecodeError, EncodeError, Message};
 
 /// Descriptors that one message carries at most.
-pub const FDS_MAX: usize = 4;
+pub const FDS_MAX: usize = 5;
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 128;
 

@@ -3,6 +3,7 @@
 //! - [`spec`], [`epoch`], [`message`], [`fds`]: what is said over the socket (`docs/protocol.md`).
 //! - [`segment`], [`shape`], [`words`], [`slot`], [`batch`]: what lies in shared memory (`docs/segment.md`).
 //! - [`ring`]: how both sides use it; [`producer`] and [`consumer`] are its ends, with guards.
+//! - [`sim`]: what a simulated GPU shares instead of CUDA's handles.
 //! - [`sync`]: the only door to atomics.
 //!
 //! Under `--cfg loom` only the parts without system calls exist, so that loom can run every interleaving of them.
@@ -26,3 +27,5 @@ pub mod producer;
 pub mod segment;
 #[cfg(not(loom))]
 pub mod shape;
+#[cfg(not(loom))]
+pub mod sim;

@@ -6,7 +6,7 @@
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::spec::{LoaderInfo, LoaderSpec, OffsetsSpec, Position};
+use crate::spec::{IpcHandle, LoaderInfo, LoaderSpec, OffsetsSpec, Position};
 
 /// `RC01` in a hex dump.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"RC01");
@@ -30,14 +30,17 @@ pub enum ToDaemon {
     Status,
     /// Stop the daemon, draining first unless `now`. Answered with [`ToClient::Stopping`].
     Stop { now: bool },
-    /// The close that follows is meant.
+    /// The close that follows is meant. Of a loader for a GPU: and everything of the ring there is closed.
     Bye,
+    /// A loader for a GPU: the ring is open on this side. One event a slot, which this client records when it is done
+    /// with what it leased. Nothing is produced before this came. No answer.
+    Attached { done: Vec<IpcHandle> },
 }
 
 /// What the daemon says.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ToClient {
-    /// Carries descriptors: control, data, and texts where there are text tables.
+    /// Carries descriptors: control, data, texts where there are text tables, and a simulated device's memory and events.
     Opened(Box<LoaderInfo>),
     Refused {
         code: RefusalCode,
@@ -151,6 +154,12 @@ struct Seek {
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+struct Attached {
+    done: Vec<IpcHandle>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Stop {
     now: bool,
 }
@@ -187,6 +196,7 @@ const SEEK: u16 = 2;
 const STATUS: u16 = 3;
 const STOP: u16 = 4;
 const BYE: u16 = 5;
+const ATTACHED: u16 = 6;
 const OPENED: u16 = 65;
 const REFUSED: u16 = 66;
 const FAILED: u16 = 67;
@@ -206,6 +216,7 @@ impl Message for ToDaemon {
             Self::Status => datagram(STATUS, "Status", &Empty {}),
             Self::Stop { now } => datagram(STOP, "Stop", &Stop { now: *now }),
             Self::Bye => datagram(BYE, "Bye", &Empty {}),
+            Self::Attached { done } => datagram(ATTACHED, "Attached", &Attached { done: done.clone() }),
         }
     }
 
@@ -220,6 +231,7 @@ impl Message for ToDaemon {
             STATUS => json("Status", body).map(|Empty {}| Self::Status)?,
             STOP => json("Stop", body).map(|Stop { now }| Self::Stop { now })?,
             BYE => json("Bye", body).map(|Empty {}| Self::Bye)?,
+            ATTACHED => json("Attached", body).map(|Attached { done }| Self::Attached { done })?,
             kind => return Err(DecodeError::Kind { kind }),
         })
     }

@@ -39,7 +39,8 @@ pub struct LoaderSpec {
     /// Dtype by stream.
     #[serde(default)]
     pub dtypes: Vec<(String, DType)>,
-    /// `"cpu"`; `"cuda:N"` where the daemon has GPUs.
+    /// `"cpu"`; where the daemon has GPUs `"cuda"` (its first), `"cuda:N"` as it numbers them, or `"cuda:GPU-..."`, the
+    /// UUID, which is the same in every process whatever `CUDA_VISIBLE_DEVICES` says; `"sim:N"`, a simulated one.
     #[serde(default = "cpu")]
     pub device: String,
     #[serde(default)]
@@ -55,7 +56,7 @@ pub struct LoaderSpec {
     pub rank: u32,
     #[serde(default = "one")]
     pub world_size: u32,
-    /// Batches the ring holds; at least 2.
+    /// Batches the ring holds; at least 2. On a GPU the least: the daemon makes more to produce them in bursts.
     pub slots: u32,
     /// Where to begin.
     #[serde(default)]
@@ -156,6 +157,70 @@ pub struct LoaderInfo {
     pub text_tables: Vec<TextTableInfo>,
     /// Things worth telling the user once.
     pub warnings: Vec<String>,
+    /// Where the loader is for a GPU: the part of the ring that lies there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu: Option<GpuRing>,
+}
+
+/// The part of a ring in a GPU's memory: one allocation, slot `i` at `i * slot_bytes` of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GpuRing {
+    pub kind: GpuKind,
+    /// `GPU-` or `MIG-` and the 32 hex digits of the device's UUID, as `nvidia-smi -L` shows it.
+    pub uuid: String,
+    /// As its maker calls it, for people.
+    pub name: String,
+    /// Bytes of one slot there; a multiple of 256.
+    pub slot_bytes: u64,
+    /// Bytes of the allocation; at least `slots * slot_bytes`.
+    pub bytes: u64,
+    /// Of the allocation.
+    pub memory: IpcHandle,
+    /// One a slot: recorded when the slot's batch was made.
+    pub ready: Vec<IpcHandle>,
+}
+
+/// What kind of device a ring is on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GpuKind {
+    /// Handles are CUDA's: `CUipcMemHandle`, `CUipcEventHandle`.
+    Cuda,
+    /// A memfd for memory and one for events ([`crate::sim`]).
+    Sim,
+}
+
+/// A handle that another process opens: opaque, 64 bytes, in JSON 128 hex digits.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct IpcHandle(pub [u8; 64]);
+
+impl std::fmt::Debug for IpcHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("IpcHandle(..)") // a right to memory: not for logs
+    }
+}
+
+impl Serialize for IpcHandle {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let hex: String = self.0.iter().map(|byte| format!("{byte:02x}")).collect();
+        serializer.serialize_str(&hex)
+    }
+}
+
+impl<'de> Deserialize<'de> for IpcHandle {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let hex = String::deserialize(deserializer)?;
+        let wrong = || serde::de::Error::custom(format!("a handle is 128 hex digits, found {}", hex.len()));
+        if hex.len() != 128 || !hex.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+            return Err(wrong());
+        }
+        let mut bytes = [0; 64];
+        for (byte, digits) in bytes.iter_mut().zip(hex.as_bytes().chunks_exact(2)) {
+            let digits = std::str::from_utf8(digits).map_err(|_not_text| wrong())?;
+            *byte = u8::from_str_radix(digits, 16).map_err(|_not_hex| wrong())?;
+        }
+        Ok(Self(bytes))
+    }
 }
 
 /// One tensor of a batch: `[rows, shape...]` of `dtype`, contiguous, at `offset` of its slot.
@@ -165,9 +230,28 @@ pub struct ColumnInfo {
     pub dtype: DType,
     /// Without the leading batch dimension.
     pub shape: Vec<u64>,
-    /// From the start of the slot; a multiple of 64.
+    /// From the start of the slot, in the memory that `place` says; a multiple of 64.
     pub offset: u64,
     pub role: ColumnRole,
+    #[serde(default, skip_serializing_if = "Place::is_host")]
+    pub place: Place,
+}
+
+/// Which part of a slot a column lies in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Place {
+    /// The `data` memfd. Of a loader for a GPU: text codes only.
+    #[default]
+    Host,
+    /// The GPU's memory.
+    Device,
+}
+
+impl Place {
+    fn is_host(&self) -> bool {
+        *self == Self::Host
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -8,8 +8,8 @@ use robocache_wire::batch::BatchHeader;
 use robocache_wire::message::{DecodeError, Message, RefusalCode, ToClient, ToDaemon};
 use robocache_wire::segment::Shape;
 use robocache_wire::spec::{
-    AnchorSpec, ColumnInfo, ColumnRole, DatasetRef, LoaderInfo, LoaderSpec, OffsetsSpec, Position,
-    TextTableInfo, WindowSpec,
+    AnchorSpec, ColumnInfo, ColumnRole, DatasetRef, GpuKind, GpuRing, IpcHandle, LoaderInfo, LoaderSpec,
+    OffsetsSpec, Place, Position, TextTableInfo, WindowSpec,
 };
 
 fn check<M: Message + PartialEq + std::fmt::Debug>(message: M, header: &[u8; 16], body: &str) {
@@ -96,6 +96,11 @@ fn status_stop_and_bye() {
         r#"{"now":true}"#,
     );
     check(ToDaemon::Bye, b"RC01\x01\x00\x05\x00\x02\x00\x00\x00\x00\x00\x00\x00", "{}");
+    check(
+        ToDaemon::Attached { done: vec![IpcHandle([0xa5; 64])] },
+        b"RC01\x01\x00\x06\x00\x8d\x00\x00\x00\x00\x00\x00\x00",
+        &format!(r#"{{"done":["{}"]}}"#, "a5".repeat(64)),
+    );
 }
 
 #[test]
@@ -118,6 +123,7 @@ fn opened() {
                 shape: vec![2, 3],
                 offset: 576,
                 role: ColumnRole::Data,
+                place: Place::Host,
             },
             ColumnInfo {
                 name: "task".to_owned(),
@@ -125,10 +131,12 @@ fn opened() {
                 shape: vec![],
                 offset: 2112,
                 role: ColumnRole::Text { table: 0 },
+                place: Place::Host,
             },
         ],
         text_tables: vec![TextTableInfo { offset: 0, len: 12, count: 1 }],
         warnings: vec!["no videos".to_owned()],
+        gpu: None,
     };
     check(
         ToClient::Opened(Box::new(info)),
@@ -140,6 +148,68 @@ fn opened() {
             r#""role":{"text":{"table":0}}}],"text_tables":[{"offset":0,"len":12,"count":1}],"warnings":["no videos"]}"#,
         ),
     );
+}
+
+#[test]
+fn opened_on_a_gpu() {
+    let info = LoaderInfo {
+        client: 5,
+        daemon_pid: 77,
+        fingerprint: "c0ffee".to_owned(),
+        anchors: 1,
+        batch_size: 1,
+        rank: 0,
+        world_size: 1,
+        drop_last: false,
+        slots: 2,
+        slot_bytes: 4096,
+        columns: vec![ColumnInfo {
+            name: "action".to_owned(),
+            dtype: DType::BFloat16,
+            shape: vec![7],
+            offset: 0,
+            role: ColumnRole::Data,
+            place: Place::Device,
+        }],
+        text_tables: vec![],
+        warnings: vec![],
+        gpu: Some(GpuRing {
+            kind: GpuKind::Cuda,
+            uuid: "GPU-1".to_owned(),
+            name: "N".to_owned(),
+            slot_bytes: 256,
+            bytes: 2_097_152,
+            memory: IpcHandle([1; 64]),
+            ready: vec![IpcHandle([2; 64]), IpcHandle([3; 64])],
+        }),
+    };
+    let handle = |byte: &str| byte.repeat(64);
+    check(
+        ToClient::Opened(Box::new(info)),
+        b"RC01\x01\x00\x41\x00\x07\x03\x00\x00\x00\x00\x00\x00",
+        &[
+            r#"{"client":5,"daemon_pid":77,"fingerprint":"c0ffee","anchors":1,"batch_size":1,"rank":0,"world_size":1,"#,
+            r#""drop_last":false,"slots":2,"slot_bytes":4096,"columns":[{"name":"action","dtype":"bfloat16","shape":[7],"#,
+            r#""offset":0,"role":"data","place":"device"}],"text_tables":[],"warnings":[],"gpu":{"kind":"cuda","#,
+            r#""uuid":"GPU-1","name":"N","slot_bytes":256,"bytes":2097152,"memory":""#,
+            &handle("01"),
+            r#"","ready":[""#,
+            &handle("02"),
+            r#"",""#,
+            &handle("03"),
+            r#""]}}"#,
+        ]
+        .concat(),
+    );
+}
+
+#[test]
+fn a_handle_that_is_no_64_bytes_in_hex_is_refused() {
+    for wrong in ["", "00", &"g0".repeat(64), &"00".repeat(65), &"é".repeat(64)] {
+        serde_json::from_value::<IpcHandle>(wrong.into()).unwrap_err();
+    }
+    let handle: IpcHandle = serde_json::from_value("0f".repeat(64).into()).unwrap();
+    assert_eq!(handle, IpcHandle([15; 64]));
 }
 
 #[test]

@@ -33,6 +33,7 @@ fn info(shape: Shape) -> LoaderInfo {
         columns: Vec::new(),
         text_tables: Vec::new(),
         warnings: Vec::new(),
+        gpu: None,
     }
 }
 

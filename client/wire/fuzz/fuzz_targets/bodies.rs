@@ -57,6 +57,7 @@ pub fn segment(data: &[u8]) {
         columns: Vec::new(),
         text_tables: Vec::new(),
         warnings: Vec::new(),
+        gpu: None,
     };
     if let Ok(open) = ClientSegment::open(&control, &data, &info) {
         assert_eq!(*open.shape(), shape);
