@@ -8,6 +8,7 @@ use std::sync::Arc;
 use robocache_formats::Dataset;
 use robocache_kernels::{Anchor, StreamView};
 use robocache_types::Clock;
+use robocache_wire::spec::Place as ColumnPlace;
 
 use crate::anchors::Place;
 use crate::plan::{Column, Index, Plan, Source};
@@ -22,12 +23,12 @@ pub struct Sample {
     pub columns: Arc<Columns>,
 }
 
-/// Fills the columns of `slot` with these samples.
+/// Fills the columns of `slot` with these samples: those that lie on the host.
 pub fn assemble(plan: &Plan, dataset: &Dataset, samples: &[Sample], slot: &mut [u8]) {
     for (row, sample) in samples.iter().enumerate() {
         let clock = plan.frame_clock.map(|nth| &sample.columns.stream(plan.streams[nth]).clock);
         let anchor = plan.anchors.anchor(sample.place, clock);
-        for column in &plan.columns {
+        for column in plan.columns.iter().filter(|column| column.place == ColumnPlace::Host) {
             fill(plan, dataset, column, sample, anchor, clock, row, slot);
         }
     }
@@ -69,29 +70,39 @@ fn fill(
             slot[start..start + 4].copy_from_slice(&code.to_le_bytes());
         }
         Source::Index(index) => {
-            let out = &mut slot[start..start + column.bytes];
-            let signed = |value: u64| i64::try_from(value).unwrap_or(i64::MAX).to_le_bytes();
-            match index {
-                Index::Anchor => out.copy_from_slice(&signed(sample.anchor)),
-                Index::Episode => {
-                    let episode = dataset.episodes()[sample.place.episode as usize].index;
-                    out.copy_from_slice(&episode.to_le_bytes());
-                }
-                Index::Frame => out.copy_from_slice(&signed(sample.place.nth)),
-                Index::Task => out.copy_from_slice(&0_i64.to_le_bytes()),
-                Index::Timestamp => {
-                    let since =
-                        i128::from(anchor.t_ns) - i128::from(plan.anchors.origin_ns(sample.place, clock));
-                    #[expect(
-                        clippy::cast_possible_truncation,
-                        clippy::cast_precision_loss,
-                        reason = "LeRobot's float32 seconds; t_ns is exact"
-                    )]
-                    let seconds = (since as f64 / 1e9) as f32;
-                    out.copy_from_slice(&seconds.to_le_bytes());
-                }
-                Index::TimeNs => out.copy_from_slice(&anchor.t_ns.to_le_bytes()),
-            }
+            let value = index_value(plan, dataset, *index, sample, anchor, clock);
+            slot[start..start + column.bytes].copy_from_slice(&value[..column.bytes]);
         }
     }
+}
+
+/// A computed index column's value, in the first bytes.
+pub fn index_value(
+    plan: &Plan,
+    dataset: &Dataset,
+    index: Index,
+    sample: &Sample,
+    anchor: Anchor,
+    clock: Option<&Clock>,
+) -> [u8; 8] {
+    let unsigned = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+    let value = match index {
+        Index::Anchor => unsigned(sample.anchor),
+        Index::Episode => dataset.episodes()[sample.place.episode as usize].index,
+        Index::Frame => unsigned(sample.place.nth),
+        Index::Task => 0,
+        Index::TimeNs => anchor.t_ns,
+        Index::Timestamp => {
+            let since = i128::from(anchor.t_ns) - i128::from(plan.anchors.origin_ns(sample.place, clock));
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_precision_loss,
+                reason = "LeRobot's float32 seconds; t_ns is exact"
+            )]
+            let seconds = (since as f64 / 1e9) as f32;
+            let [a, b, c, d] = seconds.to_le_bytes();
+            return [a, b, c, d, 0, 0, 0, 0];
+        }
+    };
+    value.to_le_bytes()
 }

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use robocache_wire::fds::SocketError;
 
-use crate::config::{DatasetFlag, Flags, ServeOptions};
+use crate::config::{DatasetFlag, Flags, GpuConfig, ServeOptions};
 use crate::exit::{Exit, Failure};
 use crate::logging::{self, LogFormat};
 use crate::server::{self, ServeError};
@@ -86,6 +86,15 @@ pub struct ServeArgs {
     /// Host memory for decoded episodes, such as 8GiB [default: half of what is available]
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<Bytes>,
+    /// GPU memory for episodes on each GPU, such as 4GiB [default: a quarter of what is free]
+    #[arg(long, value_name = "SIZE")]
+    pub gpu_cache: Option<Bytes>,
+    /// Pinned host memory for episodes that the GPU cache does not hold [default: a quarter of --memory]
+    #[arg(long, value_name = "SIZE")]
+    pub pinned_cache: Option<Bytes>,
+    /// Simulated GPUs "sim:0", ..., for tests on hosts without one
+    #[arg(long, value_name = "N", hide = true)]
+    pub simulate_gpus: Option<u32>,
     /// Threads that read files, and as many that assemble batches [default: CPUs]
     #[arg(long, value_name = "N")]
     pub threads: Option<NonZeroUsize>,
@@ -219,10 +228,14 @@ fn serve(args: ServeArgs) -> Result<Exit, Failure> {
         threads,
         group,
         log_format,
+        gpu_cache,
+        pinned_cache,
+        simulate_gpus,
         exit_with_parent,
         idle_exit,
     } = args;
-    let flags = Flags { socket, group, memory, threads, log_format, idle_exit, datasets };
+    let gpu = GpuConfig { gpu_cache, pinned_cache, simulate: simulate_gpus, ..GpuConfig::default() };
+    let flags = Flags { socket, group, memory, threads, gpu, log_format, idle_exit, datasets };
     let options = ServeOptions::new(config, flags, exit_with_parent)
         .map_err(|error| Failure::new(Exit::Usage, error))?;
     logging::init(options.config.log.format, options.config.log_level())

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
 
 use serde::de::{self, Deserializer, MapAccess, Visitor, value::MapAccessDeserializer};
@@ -28,6 +28,7 @@ pub struct Config {
     /// Leave after so many seconds without a client; absent: never.
     pub idle_exit: Option<u64>,
     pub threads: Threads,
+    pub gpu: GpuConfig,
     pub log: Log,
     /// Datasets by the name clients use.
     pub datasets: BTreeMap<String, DatasetEntry>,
@@ -41,6 +42,24 @@ pub struct Threads {
     pub readers: Option<NonZeroUsize>,
     /// Threads that assemble batches.
     pub assemblers: Option<NonZeroUsize>,
+}
+
+/// The host's GPUs; what is absent follows from each one's memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GpuConfig {
+    /// Whether loaders may ask for `cuda`; absent: they may.
+    pub enabled: Option<bool>,
+    /// GPU memory for episodes, on each GPU; absent: a quarter of what is free, an eighth of all at most.
+    pub gpu_cache: Option<Bytes>,
+    /// Pinned host memory for episodes that a GPU cache does not hold, for each GPU; absent: a quarter of `memory`.
+    pub pinned_cache: Option<Bytes>,
+    /// GPU memory of one loader's ring at most; absent: a sixteenth of all, 1 GiB at most.
+    pub ring: Option<Bytes>,
+    /// Batches made together, in one turn of the daemon's at the GPU; absent: 16.
+    pub burst: Option<NonZeroU32>,
+    /// Simulated GPUs, for tests on hosts without one.
+    pub simulate: Option<u32>,
 }
 
 /// Log lines.
@@ -135,7 +154,7 @@ impl Config {
     ///
     /// A relative path in a working directory that no longer exists.
     pub fn with(mut self, flags: &Flags) -> Result<Self, ConfigError> {
-        let Flags { socket, group, memory, threads, log_format, idle_exit, datasets } = flags;
+        let Flags { socket, group, memory, threads, gpu, log_format, idle_exit, datasets } = flags;
         if let Some(socket) = socket {
             self.socket = Some(absolute(socket)?);
         }
@@ -149,6 +168,9 @@ impl Config {
         self.group = group.clone().or(self.group);
         self.memory = memory.or(self.memory);
         self.idle_exit = idle_exit.or(self.idle_exit);
+        self.gpu.gpu_cache = gpu.gpu_cache.or(self.gpu.gpu_cache);
+        self.gpu.pinned_cache = gpu.pinned_cache.or(self.gpu.pinned_cache);
+        self.gpu.simulate = gpu.simulate.or(self.gpu.simulate);
         self.log.format = log_format.unwrap_or(self.log.format);
         Ok(self)
     }
@@ -166,6 +188,8 @@ pub struct Flags {
     pub group: Option<String>,
     pub memory: Option<Bytes>,
     pub threads: Option<NonZeroUsize>,
+    /// `gpu_cache`, `pinned_cache` and `simulate` only.
+    pub gpu: GpuConfig,
     pub log_format: Option<LogFormat>,
     pub idle_exit: Option<u64>,
     pub datasets: Vec<DatasetFlag>,

@@ -10,6 +10,7 @@ pub mod config;
 pub mod doctor;
 pub mod exit;
 pub mod future;
+pub mod gpu;
 pub mod host;
 pub mod inspect;
 pub mod loader;

@@ -18,12 +18,14 @@ use parking_lot::{Condvar, Mutex};
 use robocache_wire::message::ToClient;
 use robocache_wire::producer::{Filling, Producer};
 use robocache_wire::ring::Claim;
-use robocache_wire::spec::{LoaderSpec, Position};
+use robocache_wire::spec::{IpcHandle, LoaderSpec, Position};
 use robocache_wire::words::DaemonState;
 
 use crate::assemble::Sample;
 use crate::assemblers::{Assemblers, Job};
 use crate::future::Future;
+use crate::gpu::feed::Feed;
+use crate::gpu::host::GpuLoader;
 use crate::lookahead::{Lookahead, Planned};
 use crate::metrics::LoaderMetrics;
 use crate::plan::Plan;
@@ -40,6 +42,8 @@ pub struct Loader {
     pub plan: Arc<Plan>,
     pub dataset: Arc<DatasetStore>,
     pub producer: Arc<Producer>,
+    /// Its part on a GPU, where its batches go to one.
+    pub gpu: Option<GpuLoader>,
     pub metrics: LoaderMetrics,
     orders: Mutex<Orders>,
     ordered: Condvar,
@@ -53,6 +57,8 @@ pub struct Loader {
 #[derive(Debug, Default)]
 struct Orders {
     seek: Option<(u32, Position)>,
+    /// The client's events, once it has its ring on the GPU open.
+    attach: Option<Vec<IpcHandle>>,
     drain: Option<String>,
     /// Batch `seq` of the current run cannot be made, and why.
     failed: Option<(u64, String)>,
@@ -61,7 +67,8 @@ struct Orders {
 }
 
 /// What ends a run.
-enum Interrupt {
+#[derive(Debug)]
+pub(crate) enum Interrupt {
     Stop,
     Seek,
     Drain,
@@ -78,6 +85,7 @@ impl Loader {
         plan: Arc<Plan>,
         dataset: Arc<DatasetStore>,
         producer: Arc<Producer>,
+        gpu: Option<GpuLoader>,
     ) -> Arc<Self> {
         let start = spec.start;
         let orders = Orders { seek: Some((producer.run(), start)), ..Orders::default() };
@@ -86,6 +94,7 @@ impl Loader {
             plan,
             dataset,
             producer,
+            gpu,
             metrics: LoaderMetrics::default(),
             orders: Mutex::new(orders),
             ordered: Condvar::new(),
@@ -103,6 +112,13 @@ impl Loader {
             return;
         }
         orders.seek = Some((run, position));
+        self.interrupt(&orders);
+    }
+
+    /// The client has its ring on the GPU open; `done` are its events.
+    pub fn attach(&self, done: Vec<IpcHandle>) {
+        let mut orders = self.orders.lock();
+        orders.attach = Some(done);
         self.interrupt(&orders);
     }
 
@@ -132,7 +148,7 @@ impl Loader {
         self.producer.interrupt();
     }
 
-    fn interrupted(&self) -> Option<Interrupt> {
+    pub(crate) fn interrupted(&self) -> Option<Interrupt> {
         if self.stopping.load(Ordering::SeqCst) {
             return Some(Interrupt::Stop);
         }
@@ -161,6 +177,14 @@ impl Loader {
                     lookahead.begin(run, position);
                     self.produce(&mut lookahead, &future, store, assemblers, tight)
                 }
+                Order::Attach(done) => match self.gpu.as_ref().map(|gpu| gpu.ring.attach(&done)) {
+                    Some(Ok(())) => continue,
+                    None => Interrupt::Failed { seq: 0, message: "Attached is for rings on a GPU".to_owned() },
+                    Some(Err(error)) => {
+                        let message = format!("the client's events cannot be opened: {}", chain(&error));
+                        Interrupt::Failed { seq: 0, message }
+                    }
+                },
                 Order::Drain(reason) => {
                     self.wait_for_assemblers();
                     tell(&ToClient::Draining { reason });
@@ -200,7 +224,11 @@ impl Loader {
                 orders.drained = true;
                 return Order::Drain(reason);
             }
-            if let Some((run, position)) = orders.seek.take()
+            if let Some(done) = orders.attach.take() {
+                return Order::Attach(done);
+            }
+            if self.is_open()
+                && let Some((run, position)) = orders.seek.take()
                 && !orders.drained
             {
                 orders.failed = None; // of the run before
@@ -208,6 +236,11 @@ impl Loader {
             }
             self.ordered.wait(&mut orders);
         }
+    }
+
+    /// Whether the client has all of its ring.
+    fn is_open(&self) -> bool {
+        self.gpu.as_ref().is_none_or(|gpu| gpu.ring.done(0).is_some())
     }
 
     fn produce(
@@ -222,13 +255,19 @@ impl Loader {
             // Nothing will ever come; the client knows that from the same arithmetic.
             return self.idle();
         }
-        let near = (self.spec.slots as usize + 2, usize::MAX);
+        let near = (self.producer.shape().slots as usize + 2, usize::MAX);
+        let mut feed = self.gpu.as_ref().map(|gpu| Feed::new(self, gpu));
         loop {
             let tight = tight || store.counters().evictions.load(Ordering::Relaxed) > 0;
             let (batches, samples) = if tight { FAR } else { near };
             lookahead.extend_to(batches, samples);
             self.read_ahead(lookahead);
             let planned = lookahead.pop().expect("looked at just now");
+            if let Some(feed) = &mut feed
+                && !planned.episodes.iter().all(|&e| self.dataset.get(e, &self.plan.streams).is_some())
+            {
+                feed.flush(); // what follows takes a while
+            }
             let started = Instant::now();
             let samples = match self.collect(&planned) {
                 Ok(samples) => samples,
@@ -236,12 +275,20 @@ impl Loader {
             };
             self.metrics.waited_for_data(started.elapsed());
             future.done(planned.header.seq, &planned.episodes);
-            let filling = match self.claim(planned.header.run) {
+            let claimed = match &mut feed {
+                None => self.claim(planned.header.run),
+                Some(feed) => feed.claim(planned.header.run, planned.header.seq),
+            };
+            let filling = match claimed {
                 Ok(filling) => filling,
                 Err(interrupt) => return interrupt,
             };
             self.in_flight.fetch_add(1, Ordering::SeqCst);
-            assemblers.submit(Job { loader: Arc::clone(self), header: planned.header, samples, filling });
+            let job = Job { loader: Arc::clone(self), header: planned.header, samples, filling };
+            match &mut feed {
+                None => assemblers.submit(job),
+                Some(feed) => feed.push(job),
+            }
             if let Some(interrupt) = self.interrupted() {
                 return interrupt;
             }
@@ -336,6 +383,7 @@ impl Loader {
 }
 
 enum Order {
+    Attach(Vec<IpcHandle>),
     Begin(u32, Position),
     Drain(String),
     Stop,

@@ -3,18 +3,21 @@
 //! Whatever goes wrong before the ring exists is a `Refused` with a code and a sentence; the connection stays. After
 //! that the thread is the loader's until it is stopped.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use robocache_formats::TextTable;
 use robocache_wire::message::{RefusalCode, ToClient};
 use robocache_wire::producer::Producer;
 use robocache_wire::segment::{RingFds, Shape, Texts};
-use robocache_wire::spec::{LoaderInfo, LoaderSpec, TextTableInfo};
+use robocache_wire::spec::{GpuRing, LoaderInfo, LoaderSpec, TextTableInfo};
 
 use crate::assemblers::Assemblers;
 use crate::catalog::{Catalog, CatalogError};
+use crate::gpu::device::DeviceError;
+use crate::gpu::host::{Gpu, GpuError, GpuLoader, Gpus};
 use crate::loader::{Loader, chain};
 use crate::plan::{Limits, Plan, PlanError};
 use crate::session::Shared;
@@ -26,6 +29,9 @@ const STEP_LIMIT: u64 = 1 << 20;
 /// What sessions need of their daemon.
 #[derive(Debug)]
 pub struct Host {
+    /// The daemon is about to end.
+    pub stopping: AtomicBool,
+    pub gpus: Gpus,
     pub store: Arc<Store>,
     pub catalog: Catalog,
     pub assemblers: Assemblers,
@@ -66,7 +72,7 @@ pub fn serve(session: &Arc<Shared>, spec: LoaderSpec, host: &Arc<Host>) {
                 "attached"
             );
             session.set_loader(Some(Arc::clone(&loader)));
-            session.send(&ToClient::Opened(Box::new(info)), &fds.ring.borrow(fds.texts.as_ref()));
+            session.send(&ToClient::Opened(Box::new(info)), &fds.borrow());
             drop(fds); // the client's now
             let tell = |message: &ToClient| {
                 session.send(message, &[]);
@@ -74,6 +80,9 @@ pub fn serve(session: &Arc<Shared>, spec: LoaderSpec, host: &Arc<Host>) {
             };
             loader.run(&host.store, &host.assemblers, &tell);
             session.set_loader(None);
+            if loader.gpu.is_some() {
+                session.wait_until_unmapped(&host.stopping);
+            }
             tracing::info!(client = session.client, counts = ?loader.metrics.counts(), "detached");
         }
     }
@@ -85,19 +94,38 @@ type Opened = (Arc<Loader>, LoaderInfo, Fds);
 struct Fds {
     ring: RingFds,
     texts: Option<OwnedFd>,
+    /// A simulated GPU's memory and events.
+    device: Vec<OwnedFd>,
+}
+
+impl Fds {
+    /// In the order of `docs/protocol.md`.
+    fn borrow(&self) -> Vec<BorrowedFd<'_>> {
+        let mut fds = self.ring.borrow(self.texts.as_ref());
+        fds.extend(self.device.iter().map(AsFd::as_fd));
+        fds
+    }
 }
 
 fn open(session: &Shared, spec: LoaderSpec, host: &Host) -> Result<Opened, Refusal> {
-    if spec.device != "cpu" {
-        let message = format!("device {:?} was asked for; this daemon serves \"cpu\"", spec.device);
-        return Err(Refusal { code: RefusalCode::UnsupportedDevice, message });
-    }
     let dataset = host.catalog.get(&spec.dataset, spec.manifest.as_deref(), session.trust)?;
-    let limits = Limits { steps: STEP_LIMIT, ring_bytes: (host.store.budget() / 2).max(256 << 20) };
-    let plan = Plan::new(dataset.dataset(), &spec, limits)?;
+    let gpu = (spec.device != "cpu").then(|| host.gpus.get(&spec.device)).transpose()?;
+    let limits = Limits {
+        steps: STEP_LIMIT,
+        ring_bytes: (host.store.budget() / 2).max(256 << 20),
+        gpu_ring_bytes: gpu.as_deref().map(Gpu::ring_bytes),
+    };
+    let plan = Arc::new(Plan::new(dataset.dataset(), &spec, limits)?);
+    let (slots, on_gpu) = match &gpu {
+        None => (spec.slots, None),
+        Some(gpu) => {
+            let (slots, loader, told, fds) = ring_on(gpu, &plan, gpu.slots(&spec, &plan), spec.slots)?;
+            (slots, Some((loader, told, fds)))
+        }
+    };
     let shape = Shape {
         client: session.client,
-        slots: spec.slots,
+        slots,
         batch_size: spec.batch_size,
         slot_bytes: plan.slot_end.next_multiple_of(robocache_wire::batch::SLOT_ALIGN),
         daemon_pid: std::process::id(),
@@ -114,7 +142,11 @@ fn open(session: &Shared, spec: LoaderSpec, host: &Host) -> Result<Opened, Refus
     let (producer, ring_fds) = Producer::create(shape).map_err(|error| ring(&error))?;
     let (text_tables, texts) = encode_texts(&plan.texts)?;
     let texts = (!text_tables.is_empty()).then(|| Texts::create(&texts)).transpose();
-    let fds = Fds { ring: ring_fds, texts: texts.map_err(|error| ring(&error))? };
+    let (gpu, told, device) = match on_gpu {
+        None => (None, None, Vec::new()),
+        Some((loader, told, fds)) => (Some(loader), Some(told), fds),
+    };
+    let fds = Fds { ring: ring_fds, texts: texts.map_err(|error| ring(&error))?, device };
     let info = LoaderInfo {
         client: session.client,
         daemon_pid: std::process::id(),
@@ -124,14 +156,34 @@ fn open(session: &Shared, spec: LoaderSpec, host: &Host) -> Result<Opened, Refus
         rank: spec.rank,
         world_size: spec.world_size,
         drop_last: spec.drop_last,
-        slots: spec.slots,
+        slots,
         slot_bytes: shape.slot_bytes,
         columns: plan.infos.clone(),
         text_tables,
         warnings: plan.warnings.clone(),
-        gpu: None,
+        gpu: told,
     };
-    Ok((Loader::new(spec, Arc::new(plan), dataset, producer), info, fds))
+    Ok((Loader::new(spec, plan, dataset, producer, gpu), info, fds))
+}
+
+/// A loader's part on a GPU: `slots` slots, or fewer where its memory is short, but `least`.
+fn ring_on(
+    gpu: &Arc<Gpu>,
+    plan: &Arc<Plan>,
+    mut slots: u32,
+    least: u32,
+) -> Result<(u32, GpuLoader, GpuRing, Vec<OwnedFd>), DeviceError> {
+    loop {
+        match gpu.loader(plan, slots) {
+            Ok((loader, told, fds)) => return Ok((slots, loader, told, fds)),
+            Err(error @ DeviceError::OutOfMemory { .. }) if slots > least => {
+                let fewer = (slots / 2).max(least);
+                tracing::warn!(slots, fewer, %error, "the GPU has no room for the whole ring; making it smaller");
+                slots = fewer;
+            }
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// The tables one behind the other, as `docs/segment.md` has them.
@@ -167,6 +219,27 @@ impl From<CatalogError> for Refusal {
             CatalogError::NotAllowed { .. } => RefusalCode::NotAllowed,
             CatalogError::Relative { .. } => RefusalCode::BadRequest,
             CatalogError::Manifest { .. } | CatalogError::Open(_) => RefusalCode::Dataset,
+        };
+        Self { code, message: chain(&error) }
+    }
+}
+
+impl From<GpuError> for Refusal {
+    fn from(error: GpuError) -> Self {
+        let code = match &error {
+            GpuError::Name { .. } => RefusalCode::BadRequest,
+            GpuError::Thread(_) => RefusalCode::Internal,
+            _ => RefusalCode::UnsupportedDevice,
+        };
+        Self { code, message: chain(&error) }
+    }
+}
+
+impl From<DeviceError> for Refusal {
+    fn from(error: DeviceError) -> Self {
+        let code = match &error {
+            DeviceError::OutOfMemory { .. } => RefusalCode::Busy,
+            _ => RefusalCode::UnsupportedDevice,
         };
         Self { code, message: chain(&error) }
     }

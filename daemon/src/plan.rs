@@ -8,7 +8,7 @@
 use robocache_formats::{Dataset, Layout, ReadError, TextTable};
 use robocache_kernels::FieldKernel;
 use robocache_types::{ClockError, DType, Interp};
-use robocache_wire::spec::{ColumnInfo, LoaderSpec};
+use robocache_wire::spec::{ColumnInfo, LoaderSpec, Place};
 
 use crate::anchors::Anchors;
 use crate::plan_anchors::{self, FRAME_CLOCK};
@@ -30,6 +30,8 @@ pub struct Plan {
     pub texts: Vec<TextTable>,
     /// Bytes of the columns of one slot, from `columns_offset` on.
     pub slot_end: u64,
+    /// Bytes of the columns of one slot on a GPU; 0 where none lie there.
+    pub device_end: u64,
     pub fingerprint: [u8; 16],
     pub warnings: Vec<String>,
 }
@@ -38,7 +40,8 @@ pub struct Plan {
 #[derive(Debug)]
 pub struct Column {
     pub source: Source,
-    /// Of sample 0, from the start of the slot.
+    pub place: Place,
+    /// Of sample 0, from the start of the slot in that place.
     pub offset: usize,
     /// Of one sample.
     pub bytes: usize,
@@ -79,6 +82,8 @@ pub enum Index {
 pub struct Limits {
     pub steps: u64,
     pub ring_bytes: u64,
+    /// Where the columns are to lie on a GPU: the most of its memory.
+    pub gpu_ring_bytes: Option<u64>,
 }
 
 /// Why a loader cannot be.
@@ -161,6 +166,7 @@ impl Plan {
             infos: placed.infos,
             texts: asked.texts,
             slot_end: placed.end,
+            device_end: placed.device_end,
             fingerprint,
             warnings: dataset.warnings(),
         })

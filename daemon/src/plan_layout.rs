@@ -1,7 +1,7 @@
 //! Where each column of a batch lies in a slot, which streams must be in memory for it, and whether a ring fits.
 //!
-//! Columns and masks follow the batch header in the order they were asked for, each aligned, each contiguous. A client
-//! chooses the factors, so sums are made in 128 bits, which 64-bit sizes of 2^32 rows cannot overflow; an offset
+//! Columns and masks follow the batch header in the order they were asked for, each aligned, each contiguous. For a GPU
+//! they lie in a slot of their own there, and only text codes stay behind the header. A client chooses the factors, so sums are made in 128 bits, which 64-bit sizes of 2^32 rows cannot overflow; an offset
 //! that saturates 64 is of a ring that is refused before anything is placed there.
 
 use robocache_formats::{Dataset, StreamKind};
@@ -20,6 +20,8 @@ pub(crate) struct Placed {
     pub(crate) infos: Vec<ColumnInfo>,
     /// Where the last one ends, from the start of the slot.
     pub(crate) end: u64,
+    /// The same of the slot's part on the GPU; 0 where there is none.
+    pub(crate) device_end: u64,
 }
 
 /// The streams that must be in memory, as positions in `Dataset::streams`, ascending.
@@ -56,28 +58,34 @@ pub(crate) fn place(
 ) -> Result<Placed, PlanError> {
     let rows = u128::from(batch_size);
     let mut end = u128::from(first_column_offset(batch_size));
-    let mut take = |bytes: u64| {
+    let mut device_end = 0_u128;
+    let mut take = |place: Place, bytes: u64| {
+        let end = if place == Place::Host { &mut end } else { &mut device_end };
         let offset = end.next_multiple_of(u128::from(COLUMN_ALIGN));
-        end = offset + u128::from(bytes) * rows;
+        *end = offset + u128::from(bytes) * rows;
         u64::try_from(offset).unwrap_or(u64::MAX)
     };
     let (mut columns, mut infos) = (Vec::new(), Vec::new());
     for wanted in wanted {
         let elements = wanted.shape.iter().fold(1_u64, |n, &d| n.saturating_mul(d));
         let bytes = elements.saturating_mul(wanted.dtype.size_bytes() as u64);
-        let offset = take(bytes);
+        let place = match (limits.gpu_ring_bytes, wanted.role) {
+            (None, _) | (_, ColumnRole::Text { .. }) => Place::Host,
+            (Some(_), _) => Place::Device,
+        };
+        let offset = take(place, bytes);
         infos.push(ColumnInfo {
             name: wanted.key.clone(),
             dtype: wanted.dtype,
             shape: wanted.shape,
             offset,
             role: wanted.role,
-            place: Place::Host,
+            place,
         });
         let mask = wanted.mask.map(|(steps, shape)| {
-            let offset = take(steps as u64);
+            let offset = take(place, steps as u64);
             let (name, role) = (format!("{}_is_pad", wanted.key), ColumnRole::Mask);
-            infos.push(ColumnInfo { name, dtype: DType::Bool, shape, offset, role, place: Place::Host });
+            infos.push(ColumnInfo { name, dtype: DType::Bool, shape, offset, role, place });
             (usize_of(offset), steps)
         });
         let nth = |stream| streams.binary_search(&stream).expect("listed above");
@@ -86,14 +94,16 @@ pub(crate) fn place(
             WantedSource::TaskText(stream, tasks) => Source::TaskText { nth: nth(stream), tasks },
             WantedSource::Index(index) => Source::Index(index),
         };
-        columns.push(Column { source, offset: usize_of(offset), bytes: usize_of(bytes), mask });
+        columns.push(Column { source, place, offset: usize_of(offset), bytes: usize_of(bytes), mask });
     }
-    let slot_bytes = end.next_multiple_of(u128::from(SLOT_ALIGN));
-    let (bytes, limit) = (slot_bytes * u128::from(slots), limits.ring_bytes);
-    match u64::try_from(end) {
-        Ok(end) if bytes <= u128::from(limit) => Ok(Placed { columns, infos, end }),
-        _ => Err(PlanError::RingTooLarge { bytes, slots, slot_bytes, limit }),
-    }
+    let fits = |end: u128, limit: u64| {
+        let slot_bytes = end.next_multiple_of(u128::from(SLOT_ALIGN));
+        let bytes = slot_bytes * u128::from(slots);
+        let refused = PlanError::RingTooLarge { bytes, slots, slot_bytes, limit };
+        u64::try_from(end).ok().filter(|_| bytes <= u128::from(limit)).ok_or(refused)
+    };
+    let device_end = fits(device_end, limits.gpu_ring_bytes.unwrap_or(0))?;
+    Ok(Placed { columns, infos, end: fits(end, limits.ring_bytes)?, device_end })
 }
 
 fn usize_of(offset: u64) -> usize {
@@ -117,7 +127,7 @@ mod tests {
         }
     }
 
-    const LIMITS: Limits = Limits { steps: 1 << 20, ring_bytes: 1 << 30 };
+    const LIMITS: Limits = Limits { steps: 1 << 20, ring_bytes: 1 << 30, gpu_ring_bytes: None };
 
     #[test]
     fn columns_and_masks_follow_each_other_aligned_and_do_not_overlap() {
@@ -138,6 +148,24 @@ mod tests {
             placed.infos.iter().map(|info| &*info.name).collect::<Vec<_>>(),
             ["a", "a_is_pad", "b", "c"]
         );
+    }
+
+    #[test]
+    fn for_a_gpu_only_text_codes_stay_behind_the_header() {
+        let limits = Limits { gpu_ring_bytes: Some(1 << 20), ..LIMITS };
+        let mut wanted = vec![column("a", &[3, 7]), column("text", &[]), column("c", &[5])];
+        wanted[0].mask = Some((3, vec![3]));
+        wanted[1].role = ColumnRole::Text { table: 0 };
+        let placed = place(wanted, &[], 5, 2, limits).unwrap();
+        let places: Vec<_> = placed.infos.iter().map(|info| (&*info.name, info.place, info.offset)).collect();
+        let (host, device) = (Place::Host, Place::Device);
+        assert_eq!(
+            places,
+            [("a", device, 0), ("a_is_pad", device, 448), ("text", host, first_column_offset(5)), ("c", device, 512)]
+        );
+        assert_eq!((placed.end, placed.device_end), (first_column_offset(5) + 20, 612));
+        let refused = place(vec![column("a", &[1 << 20])], &[], 5, 2, limits);
+        assert!(matches!(refused, Err(PlanError::RingTooLarge { limit: 1_048_576, .. })));
     }
 
     /// 2^20 steps of 4096 floats for 2^32 samples are 2^66 bytes: nothing may wrap to a small ring.

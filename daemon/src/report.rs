@@ -1,11 +1,12 @@
 //! What the daemon says of itself: the JSON of `robocached status --json`. Bytes are bytes, times are seconds.
 
 use std::path::Path;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use serde_json::{Value, json};
 
+use crate::gpu::host::Gpu;
 use crate::open::Host;
 use crate::session::Session;
 
@@ -51,8 +52,34 @@ pub fn status<'a>(
             "hits": get(&counters.hits),
             "misses": get(&counters.misses),
         },
+        "gpus": host.gpus.open_devices().iter().map(|gpu| one_gpu(gpu)).collect::<Vec<Value>>(),
         "datasets": datasets,
         "loaders": sessions.filter_map(loader).collect::<Vec<Value>>(),
+    })
+}
+
+fn one_gpu(gpu: &Gpu) -> Value {
+    let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    #[expect(clippy::cast_precision_loss, reason = "for people")]
+    let seconds = |counter: &AtomicU64| get(counter) as f64 / 1e9;
+    let (facts, tiers, work) = (gpu.device.facts(), &gpu.tiers, &gpu.work);
+    // A device that is lost knows no numbers.
+    let (free, total) = gpu.device.memory().unwrap_or((0, facts.memory_bytes));
+    json!({
+        "ordinal": facts.ordinal,
+        "name": facts.name,
+        "uuid": facts.uuid,
+        "image": facts.image,
+        "memory": { "free": free, "total": total },
+        "gpu_cache": { "used": get(&tiers.gpu_used), "budget": get(&tiers.gpu_budget), "hits": get(&tiers.gpu_hits) },
+        "pinned_cache":
+            { "used": get(&tiers.pinned_used), "budget": get(&tiers.pinned_budget), "hits": get(&tiers.pinned_hits) },
+        "passing": get(&tiers.passing),
+        "uploaded_bytes": get(&tiers.uploaded_bytes),
+        "batches": get(&work.batches),
+        "bursts": get(&work.bursts),
+        "burst_s": seconds(&work.burst_ns),
+        "enqueue_s": seconds(&work.enqueue_ns),
     })
 }
 
@@ -71,7 +98,7 @@ fn loader(session: &Session) -> Option<Value> {
         "world_size": spec.world_size,
         "age_s": loader.metrics.age().as_secs_f64(),
         "slots": {
-            "total": spec.slots,
+            "total": loader.producer.shape().slots,
             "bytes": loader.producer.shape().slot_bytes,
             "free": occupancy.free,
             "filling": occupancy.filling,

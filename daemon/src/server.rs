@@ -12,6 +12,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -24,6 +25,7 @@ use robocache_wire::message::{RefusalCode, ToClient};
 use crate::assemblers::Assemblers;
 use crate::catalog::{Catalog, Trust};
 use crate::config::{Config, ServeOptions};
+use crate::gpu::host::Gpus;
 use crate::host::Memory;
 use crate::open::Host;
 use crate::report;
@@ -79,6 +81,8 @@ pub fn run(options: ServeOptions) -> Result<(), ServeError> {
         catalog: Catalog::new(Arc::clone(&store), config.datasets.clone()),
         assemblers: Assemblers::start(assemblers)
             .map_err(|source| ServeError::System { what: "cannot start assembler threads", source })?,
+        gpus: Gpus::new(config.gpu, budget),
+        stopping: AtomicBool::new(false),
         store: Arc::clone(&store),
     });
     tracing::info!(socket = ?path, pid = std::process::id(), memory = budget, readers, assemblers, "serving");
@@ -98,6 +102,7 @@ pub fn run(options: ServeOptions) -> Result<(), ServeError> {
     server.serve();
     let Server { listener, host, sessions, mut leaving, .. } = server;
     drop(listener); // no more clients from here on
+    host.stopping.store(true, Ordering::SeqCst);
     leaving.extend(sessions.into_values().filter_map(Session::close));
     store.nudge();
     for thread in leaving {
@@ -108,7 +113,10 @@ pub fn run(options: ServeOptions) -> Result<(), ServeError> {
         join(thread);
     }
     match Arc::try_unwrap(host) {
-        Ok(host) => host.assemblers.finish(),
+        Ok(host) => {
+            host.gpus.finish();
+            host.assemblers.finish();
+        }
         Err(_held) => tracing::error!("a session outlived its thread; this is a bug"),
     }
     tracing::info!("stopped");
@@ -423,8 +431,9 @@ impl Server {
         if new.memory != old.memory {
             self.host.store.set_budget(budget(new));
         }
-        if (&new.socket, &new.group, &new.threads) != (&old.socket, &old.group, &old.threads) {
-            tracing::warn!("socket, group and threads take effect when the daemon starts again");
+        let restart = |config: &Config| (config.socket.clone(), config.group.clone(), config.threads, config.gpu);
+        if restart(new) != restart(&old) {
+            tracing::warn!("socket, group, threads and gpu take effect when the daemon starts again");
         }
         tracing::info!(datasets = ?self.host.catalog.names(), memory = self.host.store.budget(), "config re-read");
     }

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use parking_lot::Mutex;
 use robocache_wire::fds::{Connection, Peer, Receive, Received};
 use robocache_wire::message::{RefusalCode, ToClient, ToDaemon};
@@ -24,12 +25,15 @@ use crate::catalog::Trust;
 use crate::loader::Loader;
 use crate::open::{self, Host};
 
+/// How often, in milliseconds, a wait for a client's end looks whether the daemon stops.
+const SLICE: u16 = 50;
+/// How long a client that hung up is given to end where its end cannot be seen.
+const UNSEEN: Duration = Duration::from_secs(10);
+
 /// One connected client.
 #[derive(Debug)]
 pub struct Session {
     shared: Arc<Shared>,
-    /// Fires when the client's process is gone, even if a child of it still holds the socket.
-    pidfd: Option<OwnedFd>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -41,8 +45,12 @@ pub struct Shared {
     pub trust: Trust,
     /// The daemon's number for this client; the owner in its slot words.
     pub client: u32,
+    /// Fires when the client's process is gone, even if a child of it still holds the socket.
+    pidfd: Option<OwnedFd>,
     loader: Mutex<Option<Arc<Loader>>>,
     gone: AtomicBool,
+    /// The client said that it is done with its ring.
+    said_bye: AtomicBool,
 }
 
 /// What the poll thread does after a message.
@@ -77,8 +85,9 @@ impl Session {
                 "no pidfd for this client; its death shows when its socket closes"
             );
         }
-        let (loader, gone) = (Mutex::new(None), AtomicBool::new(false));
-        Self { shared: Arc::new(Shared { socket, peer, trust, client, loader, gone }), pidfd, thread: None }
+        let (loader, gone, said_bye) = (Mutex::new(None), AtomicBool::new(false), AtomicBool::new(false));
+        let shared = Shared { socket, peer, trust, client, pidfd, loader, gone, said_bye };
+        Self { shared: Arc::new(shared), thread: None }
     }
 
     pub fn shared(&self) -> &Arc<Shared> {
@@ -90,7 +99,7 @@ impl Session {
     }
 
     pub fn pidfd(&self) -> Option<BorrowedFd<'_>> {
-        self.pidfd.as_ref().map(AsFd::as_fd)
+        self.shared.pidfd.as_ref().map(AsFd::as_fd)
     }
 
     /// Reads and answers one message.
@@ -118,7 +127,17 @@ impl Session {
             }
             ToDaemon::Status => Outcome::Status,
             ToDaemon::Stop { now } => Outcome::Stop(if now { Haste::Now } else { Haste::Drain }),
-            ToDaemon::Bye => Outcome::Close,
+            ToDaemon::Attached { done } => {
+                match self.shared.loader() {
+                    Some(loader) => loader.attach(done),
+                    None => self.shared.refuse(RefusalCode::BadRequest, "Attached came before Open".to_owned()),
+                }
+                Outcome::Keep
+            }
+            ToDaemon::Bye => {
+                self.shared.said_bye.store(true, Ordering::SeqCst);
+                Outcome::Close
+            }
         }
     }
 
@@ -166,6 +185,27 @@ impl Shared {
             && self.gone.load(Ordering::SeqCst)
         {
             loader.stop();
+        }
+    }
+
+    /// Waits until nothing of the client's can touch the GPU memory of its ring any more: it said that it closed it, or
+    /// its process, whose kernels may run until its end, is gone. Ends early when `stopping` says so.
+    pub fn wait_until_unmapped(&self, stopping: &AtomicBool) {
+        let mut waiting = Duration::ZERO;
+        while !self.said_bye.load(Ordering::SeqCst) && !stopping.load(Ordering::SeqCst) {
+            match &self.pidfd {
+                Some(pidfd) => {
+                    let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+                    // An interrupted wait is asked again.
+                    if poll(&mut fds, PollTimeout::from(SLICE)).is_ok_and(|ready| ready > 0) {
+                        return;
+                    }
+                }
+                // Without one (another PID namespace) there is no end to see, so long enough must do.
+                None if waiting > UNSEEN => return,
+                None => std::thread::sleep(Duration::from_millis(u64::from(SLICE))),
+            }
+            waiting += Duration::from_millis(u64::from(SLICE));
         }
     }
 

@@ -1,5 +1,19 @@
-//! The GPU side of the daemon: devices, what of the episodes lies in their memory, and the thread that makes batches.
+//! The GPU side of the daemon: devices, what of the episodes lies in their memory, and the threads that make batches.
 //!
-//! - [`device`]: what the pipeline needs of a device, with guards.
+//! - [`device`]: what the pipeline needs of a device, with guards; [`cuda`] and [`sim`] are devices.
+//! - [`host`]: the devices of this host, opened when a loader first asks for one.
+//! - [`tiers`], [`staging`], [`arena`]: episodes in GPU memory and pinned memory.
+//! - [`ring`]: the part of a ring on a GPU. [`feed`]: a loader's way there. [`describe`]: what a launch is told.
+//! - [`worker`]: the thread of a device.
 
+pub mod arena;
+pub mod cuda;
+pub mod describe;
 pub mod device;
+pub mod feed;
+pub mod host;
+pub mod ring;
+pub mod sim;
+pub mod staging;
+pub mod tiers;
+pub mod worker;

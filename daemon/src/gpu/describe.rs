@@ -1,0 +1,185 @@
+//! What one launch is told: where every column of every sample is read and written, in the kernels' own layout.
+//!
+//! ```text
+//!   descriptors of a batch:  fields | sources [columns][batch] | anchors [batch] | values of index columns [index][batch]
+//! ```
+//!
+//! Columns computed from the anchor (`frame_index`, `t_ns`, ...) become streams of one row each, read from the end of
+//! the descriptors themselves, so that one launch writes the whole batch. Built on the host, uploaded as one piece.
+
+use std::sync::Arc;
+
+use robocache_formats::Dataset;
+use robocache_kernels::{AssemblePlan, DevicePtr, DeviceStream, Field, FieldKernel, Offsets, PlanError};
+use robocache_types::{Clock, DType, Interp, UniformClock};
+use robocache_wire::spec::Place;
+
+use crate::assemble::{Sample, index_value};
+use crate::gpu::device::{Device, DeviceError, Memory, Output, Span, StreamId, descriptor_bytes};
+use crate::plan::{Index, Plan, Source};
+
+/// Bytes of one value of an index column among the descriptors.
+const VALUE_BYTES: u64 = 8;
+
+/// A loader's columns as launches write them. Made once.
+#[derive(Debug)]
+pub struct Recipe {
+    plan: Arc<Plan>,
+    columns: Vec<Target>,
+    /// All offsets, one column's after another.
+    offsets: Span,
+    /// Which of the plan's streams are read on the device.
+    pub streams: Vec<usize>,
+    one_row: Clock,
+}
+
+#[derive(Debug)]
+struct Target {
+    /// Which of the plan's columns.
+    column: usize,
+    /// For a column computed from the anchor.
+    index: Option<(Index, FieldKernel)>,
+    offsets: std::ops::Range<u64>,
+}
+
+/// Where a stream of an episode lies for the device.
+#[derive(Debug, Clone, Copy)]
+pub struct View {
+    pub data: DevicePtr,
+    /// Where its clock has stamps.
+    pub stamps: Option<DevicePtr>,
+}
+
+impl Recipe {
+    /// Lays the columns out and uploads their offsets on `stream`, waiting for it.
+    pub fn new(plan: &Arc<Plan>, device: &Arc<dyn Device>, stream: StreamId) -> Result<Self, DeviceError> {
+        let (mut columns, mut bytes, mut streams) = (Vec::new(), Vec::new(), Vec::new());
+        for (column, planned) in plan.columns.iter().enumerate().filter(|(_, column)| column.place == Place::Device) {
+            let start = bytes.len() as u64;
+            let mut push = |kernel: &FieldKernel| {
+                let (Offsets::Rows(offsets) | Offsets::Times(offsets)) = &kernel.field().offsets;
+                bytes.extend(offsets.iter().flat_map(|offset| offset.to_le_bytes()));
+            };
+            let index = match &planned.source {
+                Source::Stream { nth, kernel } => {
+                    push(kernel);
+                    streams.push(*nth);
+                    None
+                }
+                Source::Index(index) => {
+                    let kernel = index_kernel(*index);
+                    push(&kernel);
+                    Some((*index, kernel))
+                }
+                Source::TaskText { .. } => unreachable!("text codes lie on the host"),
+            };
+            columns.push(Target { column, index, offsets: start..bytes.len() as u64 });
+        }
+        streams.sort_unstable();
+        streams.dedup();
+        let length = bytes.len() as u64;
+        let mut staging = device.pin(length)?;
+        staging.write(0, &bytes);
+        let offsets = Span::whole(&Memory::allocate(device, length)?);
+        device.upload(stream, &*staging, 0..length, &offsets)?;
+        device.finish(stream)?;
+        let clock = UniformClock::new(0, 1.0, 1).expect("one row at one hertz is a clock");
+        Ok(Self { plan: Arc::clone(plan), columns, offsets, streams, one_row: Clock::Uniform(clock) })
+    }
+
+    fn kernel<'a>(&'a self, target: &'a Target) -> &'a FieldKernel {
+        match (&target.index, &self.plan.columns[target.column].source) {
+            (Some((_, kernel)), _) | (None, Source::Stream { kernel, .. }) => kernel,
+            (None, _) => unreachable!("every column without an index is a stream's"),
+        }
+    }
+
+    /// The columns of `rows` samples, in the device's part of a slot.
+    pub fn outputs<'a>(&'a self, slot: &Span, rows: usize) -> Vec<Output<'a>> {
+        let output = |target: &'a Target| {
+            let column = &self.plan.columns[target.column];
+            let span = |offset: usize, bytes: usize| slot.part(offset as u64..(offset + bytes * rows) as u64);
+            Output {
+                kernel: self.kernel(target),
+                offsets: self.offsets.part(target.offsets.clone()),
+                values: span(column.offset, column.bytes),
+                mask: column.mask.map(|(offset, bytes)| span(offset, bytes)),
+            }
+        };
+        self.columns.iter().map(output).collect()
+    }
+
+    /// The launch's shape for these columns.
+    pub fn plan(outputs: &[Output<'_>], rows: usize) -> Result<AssemblePlan, PlanError> {
+        let columns: Vec<_> = outputs.iter().map(|output| output.column(rows)).collect();
+        AssemblePlan::new(&columns, rows)
+    }
+
+    /// Bytes of the descriptors of a batch of that shape.
+    pub fn bytes(&self, plan: &AssemblePlan) -> u64 {
+        let (fields, sources, anchors) = descriptor_bytes(plan);
+        let indices = self.columns.iter().filter(|target| target.index.is_some()).count();
+        fields + sources + anchors + (indices * plan.batch()) as u64 * VALUE_BYTES
+    }
+
+    /// Appends the descriptors of a batch that will lie at `at` of the device's memory. `view` says where stream `nth`
+    /// of the plan's lies for sample `row`.
+    pub fn encode(
+        &self,
+        dataset: &Dataset,
+        plan: &AssemblePlan,
+        samples: &[Sample],
+        at: DevicePtr,
+        view: &dyn Fn(usize, usize) -> View,
+        to: &mut Vec<u8>,
+    ) -> Result<(), PlanError> {
+        let (fields, sources, anchors) = descriptor_bytes(plan);
+        let mut values_at = at.0 + fields + sources + anchors;
+        to.extend_from_slice(plan.fields());
+        for target in &self.columns {
+            if let Source::Stream { nth, .. } = &self.plan.columns[target.column].source {
+                let position = self.plan.streams[*nth];
+                for (row, sample) in samples.iter().enumerate() {
+                    let View { data, stamps } = view(row, *nth);
+                    DeviceStream { data, clock: &sample.columns.stream(position).clock, stamps }.encode(to)?;
+                }
+            } else {
+                for _ in samples {
+                    DeviceStream { data: DevicePtr(values_at), clock: &self.one_row, stamps: None }.encode(to)?;
+                    values_at += VALUE_BYTES;
+                }
+            }
+        }
+        let anchors: Vec<_> = samples
+            .iter()
+            .map(|sample| {
+                let nth = self.plan.frame_clock;
+                let clock = nth.map(|nth| &sample.columns.stream(self.plan.streams[nth]).clock);
+                (sample, self.plan.anchors.anchor(sample.place, clock), clock)
+            })
+            .collect();
+        for (_, anchor, _) in &anchors {
+            anchor.encode(to);
+        }
+        for (index, _) in self.columns.iter().filter_map(|target| target.index.as_ref()) {
+            for (sample, anchor, clock) in &anchors {
+                to.extend(index_value(&self.plan, dataset, *index, sample, *anchor, *clock));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A copy of the one row that a computed column's "stream" has.
+fn index_kernel(index: Index) -> FieldKernel {
+    let dtype = if index == Index::Timestamp { DType::Float32 } else { DType::Int64 };
+    let field = Field {
+        offsets: Offsets::Rows([0].into()),
+        interp: Interp::Previous,
+        max_gap_ns: None,
+        dim: 1,
+        from: dtype,
+        to: dtype,
+    };
+    FieldKernel::new(field).expect("a copy of one value is a field")
+}

@@ -1,0 +1,296 @@
+//! What of the episodes a device can read, and from where: its own memory, pinned host memory, or just for one batch.
+//!
+//! ```text
+//!   host store ──copy──▶ staging ──one upload──▶ GPU cache      read at the GPU's own speed
+//!        │  no room there
+//!        ├──copy──▶ pinned cache                                read over the bus by the kernel itself
+//!        │  nor there
+//!        └──copy──▶ staging ──upload──▶ passing                 freed when its batch is made
+//! ```
+//!
+//! A stream of an episode goes into the GPU cache when a batch first needs it and stays while a loader of its dataset
+//! lives: with a random order, what is there is as likely to be needed again as what would replace it, and replacing
+//! costs the bus. Datasets without a loader go when room is wanted. One thread owns this; nothing is locked.
+//!
+//! Memory that cannot be had shrinks a tier, with a warning that names sizes; only where not even one batch's worth
+//! can be had does a batch fail.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+use robocache_formats::Stream;
+use robocache_kernels::DevicePtr;
+use robocache_types::Clock;
+
+use crate::gpu::arena::{Arena, Block};
+use crate::gpu::describe::View;
+use crate::gpu::device::{Device, DeviceError, Memory, Pinned, Span, StreamId};
+use crate::gpu::staging::{Staging, write_stamps};
+use crate::loader::Loader;
+
+/// Slabs of device memory, and of pinned memory.
+const SLAB: u64 = 256 << 20;
+const PINNED_SLAB: u64 = 64 << 20;
+
+/// What the tiers did, for `status`. Bytes and counts since the start.
+#[derive(Debug, Default)]
+pub struct TierCounters {
+    /// Streams of samples read from the GPU cache, the pinned cache, and neither.
+    pub gpu_hits: AtomicU64,
+    pub pinned_hits: AtomicU64,
+    pub passing: AtomicU64,
+    pub uploaded_bytes: AtomicU64,
+    pub gpu_used: AtomicU64,
+    pub gpu_budget: AtomicU64,
+    pub pinned_used: AtomicU64,
+    pub pinned_budget: AtomicU64,
+}
+
+/// The tiers of one device.
+#[derive(Debug)]
+pub struct Tiers {
+    device: Arc<dyn Device>,
+    cache: Arena<Arc<Memory>>,
+    pinned: Arena<Mutex<Box<dyn Pinned>>>,
+    staging: Staging,
+    /// By dataset and episode, then by the stream's place in the dataset.
+    entries: HashMap<(u64, u32), HashMap<usize, Entry>>,
+    /// Loaders that have made batches of a dataset here.
+    readers: HashMap<u64, Vec<Weak<Loader>>>,
+    counters: Arc<TierCounters>,
+}
+
+/// Where one stream of one episode lies.
+#[derive(Debug, Clone)]
+struct Entry {
+    view: View,
+    tier: Tier,
+    /// Keeps the memory.
+    keep: Arc<dyn Keep>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tier {
+    Cache,
+    Pinned,
+    Passing,
+}
+
+/// Memory that stays as it is while this is held.
+trait Keep: std::fmt::Debug + Send + Sync {}
+impl<M: std::fmt::Debug + Send + Sync> Keep for Block<M> {}
+impl Keep for Memory {}
+
+/// What a batch reads, held until it is made.
+#[derive(Debug, Default)]
+pub struct Held(Vec<Arc<dyn Keep>>);
+
+/// The streams of one episode that a batch needs, ready to be read once [`Tiers::flush`] is waited for.
+#[derive(Debug)]
+pub struct Views {
+    by_stream: Vec<Option<View>>,
+}
+
+impl Views {
+    /// Of the plan's stream `nth`, which was asked for.
+    pub fn get(&self, nth: usize) -> View {
+        self.by_stream[nth].expect("the recipe's streams were asked for")
+    }
+}
+
+impl Tiers {
+    /// `cache` and `pinned` are budgets in bytes.
+    pub fn new(
+        device: &Arc<dyn Device>,
+        transfers: StreamId,
+        cache: u64,
+        pinned: u64,
+        counters: Arc<TierCounters>,
+    ) -> Self {
+        let staging = Staging::new(device, transfers, Arc::clone(&counters));
+        let (device, cache, pinned) = (Arc::clone(device), Arena::new(cache, SLAB), Arena::new(pinned, PINNED_SLAB));
+        let tiers =
+            Self { device, cache, pinned, staging, entries: HashMap::new(), readers: HashMap::new(), counters };
+        tiers.publish();
+        tiers
+    }
+
+    /// A loader is about to make batches.
+    pub fn reads(&mut self, loader: &Arc<Loader>) {
+        let readers = self.readers.entry(loader.dataset.id()).or_default();
+        if !readers.iter().any(|known| std::ptr::eq(known.as_ptr(), Arc::as_ptr(loader))) {
+            readers.retain(|known| known.strong_count() > 0);
+            readers.push(Arc::downgrade(loader));
+        }
+    }
+
+    /// Puts the `streams` (places in the plan's list, which has `all`) of an episode where the device reads them.
+    /// `stream_of` gives a place's position in the dataset and its host columns. `samples` of the batch read them.
+    pub fn prepare<'a>(
+        &mut self,
+        episode: (u64, u32),
+        streams: &[usize],
+        stream_of: &dyn Fn(usize) -> (usize, &'a Stream),
+        samples: u64,
+        held: &mut Held,
+    ) -> Result<Views, DeviceError> {
+        let mut by_stream = Vec::new();
+        for &nth in streams {
+            let (position, stream) = stream_of(nth);
+            let known = self.entries.get(&episode).and_then(|entries| entries.get(&position)).cloned();
+            let entry = match known {
+                Some(entry) => entry,
+                None => self.admit(episode, position, stream)?,
+            };
+            let counter = match &entry.tier {
+                Tier::Cache => &self.counters.gpu_hits,
+                Tier::Pinned => &self.counters.pinned_hits,
+                Tier::Passing => &self.counters.passing,
+            };
+            counter.fetch_add(samples, Ordering::Relaxed);
+            held.0.push(entry.keep);
+            if by_stream.len() <= nth {
+                by_stream.resize(nth + 1, None);
+            }
+            by_stream[nth] = Some(entry.view);
+        }
+        Ok(Views { by_stream })
+    }
+
+    /// Uploads what was prepared and is not on its way yet; `stream` waits for all of it.
+    pub fn flush(&mut self, stream: StreamId) -> Result<(), DeviceError> {
+        self.staging.flush()?;
+        self.staging.wait(stream)
+    }
+
+    fn admit(&mut self, episode: (u64, u32), position: usize, stream: &Stream) -> Result<Entry, DeviceError> {
+        let (data, stamps) = parts(stream);
+        let layout = Layout::of(data, stamps);
+        let entry = if let Some(block) = self.take_cache(layout.bytes)? {
+            let span = Span::whole(block.memory()).part(block.offset()..block.offset() + layout.bytes);
+            self.staging.upload(data, &span.part(0..data.len() as u64))?;
+            if let Some(stamps) = stamps {
+                self.staging.upload_stamps(stamps, &span.part(layout.stamps..layout.bytes))?;
+            }
+            Entry { view: layout.view(span.address()), tier: Tier::Cache, keep: Arc::new(block) }
+        } else if let Some(block) = self.take_pinned(layout.bytes)? {
+            let mut pinned = block.memory().lock();
+            pinned.write(block.offset(), data);
+            if let Some(stamps) = stamps {
+                write_stamps(&mut **pinned, block.offset() + layout.stamps, stamps);
+            }
+            let address = DevicePtr(pinned.address().0 + block.offset());
+            drop(pinned);
+            Entry { view: layout.view(address), tier: Tier::Pinned, keep: Arc::new(block) }
+        } else {
+            let memory = Memory::allocate(&self.device, layout.bytes)?;
+            let span = Span::whole(&memory);
+            self.staging.upload(data, &span.part(0..data.len() as u64))?;
+            if let Some(stamps) = stamps {
+                self.staging.upload_stamps(stamps, &span.part(layout.stamps..layout.bytes))?;
+            }
+            Entry { view: layout.view(memory.at()), tier: Tier::Passing, keep: memory }
+        };
+        if entry.tier != Tier::Passing {
+            self.entries.entry(episode).or_default().insert(position, entry.clone());
+            self.publish();
+        }
+        Ok(entry)
+    }
+
+    fn take_cache(&mut self, bytes: u64) -> Result<Option<Block<Arc<Memory>>>, DeviceError> {
+        let device = Arc::clone(&self.device);
+        loop {
+            match self.cache.take(bytes, |slab| Memory::allocate(&device, slab)) {
+                Ok(Some(block)) => return Ok(Some(block)),
+                Ok(None) => {
+                    if !self.forget_unread() {
+                        return Ok(None);
+                    }
+                }
+                Err(error @ DeviceError::Lost { .. }) => return Err(error),
+                Err(error) => {
+                    tracing::warn!(
+                        device = self.device.facts().name,
+                        budget = self.cache.budget(),
+                        cached = self.cache.bytes(),
+                        wanted = bytes,
+                        %error,
+                        "the GPU cache cannot grow to its budget; the rest is served from pinned memory"
+                    );
+                    self.cache.stop_growing();
+                }
+            }
+        }
+    }
+
+    fn take_pinned(&mut self, bytes: u64) -> Result<Option<Block<Mutex<Box<dyn Pinned>>>>, DeviceError> {
+        let device = Arc::clone(&self.device);
+        match self.pinned.take(bytes, |slab| device.pin(slab).map(Mutex::new)) {
+            Ok(block) => Ok(block),
+            Err(error @ DeviceError::Lost { .. }) => Err(error),
+            Err(error) => {
+                tracing::warn!(
+                    budget = self.pinned.budget(),
+                    pinned = self.pinned.bytes(),
+                    wanted = bytes,
+                    %error,
+                    "the pinned cache cannot grow to its budget; what does not fit is copied for each batch"
+                );
+                self.pinned.stop_growing();
+                Ok(None)
+            }
+        }
+    }
+
+    /// Drops what no loader reads any more. Whether there was anything.
+    fn forget_unread(&mut self) -> bool {
+        self.readers.retain(|_, loaders| {
+            loaders.retain(|loader| loader.strong_count() > 0);
+            !loaders.is_empty()
+        });
+        let before = self.entries.len();
+        let readers = &self.readers;
+        self.entries.retain(|(dataset, _), _| readers.contains_key(dataset));
+        self.publish();
+        self.entries.len() < before
+    }
+
+    fn publish(&self) {
+        let store = |counter: &AtomicU64, value| counter.store(value, Ordering::Relaxed);
+        store(&self.counters.gpu_used, self.cache.used());
+        store(&self.counters.gpu_budget, self.cache.budget());
+        store(&self.counters.pinned_used, self.pinned.used());
+        store(&self.counters.pinned_budget, self.pinned.budget());
+    }
+}
+
+/// A stream's values, and its stamps where its clock has some.
+fn parts(stream: &Stream) -> (&[u8], Option<&[i64]>) {
+    let stamps = match &stream.clock {
+        Clock::Uniform(_) => None,
+        Clock::Stamps(stamps) => Some(&**stamps),
+    };
+    (stream.values.buffer.as_slice(), stamps)
+}
+
+/// Where values and stamps lie in a block.
+struct Layout {
+    stamps: u64,
+    bytes: u64,
+    has_stamps: bool,
+}
+
+impl Layout {
+    fn of(data: &[u8], stamps: Option<&[i64]>) -> Self {
+        let at = (data.len() as u64).next_multiple_of(16);
+        let bytes = stamps.map_or(data.len() as u64, |stamps| at + size_of_val(stamps) as u64);
+        Self { stamps: at, bytes, has_stamps: stamps.is_some() }
+    }
+
+    fn view(&self, at: DevicePtr) -> View {
+        View { data: at, stamps: self.has_stamps.then_some(DevicePtr(at.0 + self.stamps)) }
+    }
+}
