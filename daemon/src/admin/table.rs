@@ -35,6 +35,11 @@ pub(super) fn render(status: &Value) -> String {
             word(dataset.get("streams")),
         ));
     }
+    for gpu in list(at("/gpus")) {
+        for text in one_gpu(gpu) {
+            line(format_args!("{text}\n"));
+        }
+    }
     let loaders = list(at("/loaders"));
     if loaders.is_empty() {
         line(format_args!("no loaders\n"));
@@ -71,6 +76,50 @@ pub(super) fn render(status: &Value) -> String {
     }
     line(format_args!("full: time the ring had no free slot; starved: time a batch waited for data\n"));
     text
+}
+
+fn one_gpu(gpu: &Value) -> [String; 3] {
+    let at = |pointer: &str| gpu.pointer(pointer);
+    let hits = ["/gpu_cache/hits", "/pinned_cache/hits", "/passing"].map(|hits| number(at(hits)));
+    let share = |nth: usize| match hits {
+        [Some(cached), Some(pinned), Some(passing)] if cached + pinned + passing > 0.0 => {
+            format!("{:.1} %", 100.0 * [cached, pinned, passing][nth] / (cached + pinned + passing))
+        }
+        _ => "-".to_owned(),
+    };
+    let mean = |total: &str, count: &str| match (number(at(total)), number(at(count))) {
+        (Some(total), Some(count)) if count > 0.0 => format!("{:.1} us", total * 1e6 / count),
+        _ => "-".to_owned(),
+    };
+    [
+        format!(
+            "gpu {}       {} ({}, {}), {} of {} free",
+            word(at("/ordinal")),
+            word(at("/name")),
+            word(at("/uuid")),
+            word(at("/image")),
+            bytes(at("/memory/free")),
+            bytes(at("/memory/total")),
+        ),
+        format!(
+            "  tiers     GPU {} of {}, {} of reads; pinned {} of {}, {}; copied for a batch {}; {} uploaded",
+            bytes(at("/gpu_cache/used")),
+            bytes(at("/gpu_cache/budget")),
+            share(0),
+            bytes(at("/pinned_cache/used")),
+            bytes(at("/pinned_cache/budget")),
+            share(1),
+            share(2),
+            bytes(at("/uploaded_bytes")),
+        ),
+        format!(
+            "  batches   {} in {} bursts, {} on the GPU and {} of the host's time each",
+            word(at("/batches")),
+            word(at("/bursts")),
+            mean("/burst_s", "/batches"),
+            mean("/enqueue_s", "/batches"),
+        ),
+    ]
 }
 
 fn loader(loader: &Value) -> [String; 11] {
@@ -140,9 +189,22 @@ mod tests {
 
     #[test]
     fn an_answer_of_any_shape_is_shown_and_missing_fields_are_dashes() {
-        for status in [json!({}), json!([1, 2]), json!({ "datasets": 3, "loaders": [{}, 7, null] })] {
+        for status in
+            [json!({}), json!([1, 2]), json!({ "datasets": 3, "gpus": [0, {}], "loaders": [{}, 7, null] })]
+        {
             assert!(render(&status).contains("process -"), "{status}");
         }
+    }
+
+    #[test]
+    fn a_gpu_shows_what_of_its_reads_came_from_where() {
+        let status = json!({ "gpus": [{
+            "ordinal": 0, "gpu_cache": { "hits": 3 }, "pinned_cache": { "hits": 1 }, "passing": 0,
+            "batches": 4, "burst_s": 1e-4, "enqueue_s": 4e-5,
+        }] });
+        let text = render(&status);
+        assert!(text.contains("75.0 % of reads") && text.contains("25.0 %; copied for a batch 0.0 %"), "{text}");
+        assert!(text.contains("25.0 us on the GPU and 10.0 us of the host's time"), "{text}");
     }
 
     #[test]

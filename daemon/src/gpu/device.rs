@@ -167,6 +167,19 @@ impl Span {
         Self { memory: Arc::clone(&self.memory), offset: self.offset + range.start, bytes: range.end - range.start }
     }
 
+    /// How far `next` begins behind this span's beginning, if it is in the same allocation, behind its end.
+    pub fn distance_to(&self, next: &Self) -> Option<u64> {
+        let behind = Arc::ptr_eq(&self.memory, &next.memory) && next.offset >= self.offset + self.bytes;
+        behind.then(|| next.offset - self.offset)
+    }
+
+    /// This span, longer: up to the end of `next`, which lies behind it in the same allocation.
+    #[must_use]
+    pub fn through(&self, next: &Self) -> Self {
+        let distance = self.distance_to(next).expect("the spans are of one allocation, in order");
+        Self { bytes: distance + next.bytes, ..self.clone() }
+    }
+
     pub fn address(&self) -> DevicePtr {
         DevicePtr(self.memory.at.0 + self.offset)
     }

@@ -13,9 +13,9 @@ use parking_lot::Mutex;
 use robocache_wire::spec::{GpuRing, LoaderSpec};
 use crate::assemblers::Job;
 use crate::config::GpuConfig;
-use crate::gpu::cuda::CudaDevice;
+use crate::gpu::cuda::{CudaDevice, Found};
 use crate::gpu::describe::Recipe;
-use crate::gpu::device::{Device, DeviceError, Facts, StreamId};
+use crate::gpu::device::{Device, DeviceError, StreamId};
 use crate::gpu::ring::{DeviceRing, slot_bytes};
 use crate::gpu::sim::{SimDevice, SimOptions};
 use crate::gpu::tiers::{TierCounters, Tiers};
@@ -69,18 +69,18 @@ pub enum GpuError {
     #[error("this daemon has no GPUs (`gpu.enabled = false`); use device \"cpu\", or switch them on and restart it")]
     Disabled,
     #[error("{asked:?} is not one of this daemon's GPUs, which are {}; {cure}", list(.found))]
-    NoSuch { asked: String, found: Vec<Facts>, cure: &'static str },
+    NoSuch { asked: String, found: Vec<Found>, cure: &'static str },
     #[error(transparent)]
     Device(#[from] DeviceError),
     #[error("cannot start the thread of a GPU")]
     Thread(#[from] std::io::Error),
 }
 
-fn list(found: &[Facts]) -> String {
+fn list(found: &[Found]) -> String {
     if found.is_empty() {
         return "none".to_owned();
     }
-    let line = |facts: &Facts| format!("{}: {} ({})", facts.ordinal, facts.name, facts.uuid);
+    let line = |found: &Found| format!("{}: {} ({})", found.ordinal, found.name, found.uuid);
     found.iter().map(line).collect::<Vec<_>>().join(", ")
 }
 
@@ -119,9 +119,9 @@ impl Gpus {
             Asked::Ordinal(number) => number,
             Asked::Uuid(uuid) => {
                 let found = CudaDevice::list()?;
-                let same = |facts: &&Facts| facts.uuid.eq_ignore_ascii_case(uuid);
+                let same = found.iter().find(|found| found.uuid.eq_ignore_ascii_case(uuid));
                 let cure = "give the daemon that GPU (CUDA_VISIBLE_DEVICES, or its container's devices)";
-                found.iter().find(same).ok_or_else(|| no_such(found.clone(), cure))?.ordinal
+                same.ok_or_else(|| no_such(found.clone(), cure))?.ordinal
             }
         };
         let simulated = matches!(parsed, Asked::Simulated(_));
