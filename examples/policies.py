@@ -1,7 +1,7 @@
 """Two small policies of one form: normalise, 128 hidden units, an action chunk; in torch and in plain numpy.
 
 Both take `x [B, T, ...]`, `y [B, K, ...]` and `is_pad [B, K]`, leave padded steps out of the loss, and never
-write to a batch: it is mapped read-only.
+write to a batch: it lies in memory shared with the daemon. The one in torch lives where the batches are.
 """
 
 import importlib.util
@@ -29,7 +29,7 @@ class TorchPolicy:
         self.x_mean, self.x_std = x.mean(0), x.std(0) + 0.1
         self.y_mean, self.y_std = y.mean(0), y.std(0) + 0.1
         layers = torch.nn.Linear(x.shape[1], HIDDEN), torch.nn.Tanh(), torch.nn.Linear(HIDDEN, y.shape[1])
-        self.net = torch.nn.Sequential(*layers)
+        self.net = torch.nn.Sequential(*layers).to(x.device)
         self.optimizer = torch.optim.Adam(self.net.parameters(), 1e-3)
 
     def step(self, x, y, is_pad):

@@ -2,8 +2,8 @@
 
     python examples/train.py DATASET [--seconds 5] [--numpy]
 
-In torch if it can be imported, else in plain numpy. Both streams are asked for at 50 Hz, whatever rates they
-were recorded at. The last line is JSON, for the demo's table.
+In torch if it can be imported, on the GPU if it and the daemon have one; else in plain numpy. Both streams
+are asked for at 50 Hz, whatever rates they were recorded at. The last line is JSON, for the demo's table.
 """
 
 import argparse
@@ -60,6 +60,7 @@ def main():
     batch = next(batches)
     policy = make_policy(batch[state], batch[action])
     policy.step(batch[state], batch[action], batch[f"{action}_is_pad"])  # not timed: frameworks load late
+    framework = f"{framework}, {getattr(batch[state], 'device', 'cpu')}"
     print(f"{len(loader)} batches of 64 an epoch: {state} -> {action}, 50 steps at 50 Hz, in {framework}")
     samples, waited, told, start = 0, 0.0, 0.0, time.perf_counter()
     while (now := time.perf_counter()) - start < args.seconds:

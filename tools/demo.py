@@ -109,7 +109,7 @@ def watch(robocached: Path, trainers: list[Trainer]) -> dict[str, Any]:
 
 def table(trainers: list[Trainer], last: dict[str, Any]) -> str:
     lines = [
-        f"{'trainer':16} {'samples/s':>10} {'MB/s':>8} {'waited for a batch':>20} {'slots ready (mean)':>20}"
+        f"{'trainer':20} {'samples/s':>10} {'MB/s':>8} {'waited for a batch':>20} {'slots ready (mean)':>20}"
     ]
     for trainer in trainers:
         total = trainer.total
@@ -121,7 +121,7 @@ def table(trainers: list[Trainer], last: dict[str, Any]) -> str:
             else "not seen"
         )
         lines.append(
-            f"{name:16} {total['samples'] / seconds:10,.0f} {total['bytes'] / seconds / 1e6:8,.0f} "
+            f"{name:20} {total['samples'] / seconds:10,.0f} {total['bytes'] / seconds / 1e6:8,.0f} "
             f"{total['waited_s'] / seconds:19.1%} {ready:>21}"
         )
     store = last["store"]
@@ -130,9 +130,19 @@ def table(trainers: list[Trainer], last: dict[str, Any]) -> str:
         "",
         f"Daemon: decoded {store['bytes_decoded'] / 1e6:,.1f} MB from files once, for both trainers, in "
         f"{store['read_s']:.2f} s; {store['hits']:,} of {asked:,} look-ups were in memory.",
+        *(gpu_line(gpu) for gpu in last.get("gpus", [])),
         "Waited: share of a trainer's time spent in next(). Slots ready: batches made ahead of it.",
     ]
     return "\n".join(lines)
+
+
+def gpu_line(gpu: dict[str, Any]) -> str:
+    """What one GPU did for the trainers."""
+    made = max(gpu["batches"], 1)
+    return (
+        f"{gpu['name']}: {gpu['gpu_cache']['used'] / 1e6:,.1f} MB of episodes in its memory; "
+        f"{gpu['batches']:,} batches made there in {gpu['bursts']:,} bursts, {gpu['burst_s'] / made * 1e6:.0f} us each."
+    )
 
 
 def run(dataset: str, binaries: Path, seconds: float) -> None:
