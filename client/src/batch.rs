@@ -1,17 +1,21 @@
 //! A batch in its slot, and typed views of it. Nothing is copied; the slot goes back when the batch is dropped.
+//!
+//! On a GPU only text is in host memory; the other columns are [`DeviceTensor`]s, and the slot goes back behind the
+//! streams that the batch was used on.
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytemuck::CheckedBitPattern;
 use half::{bf16, f16};
 use robocache_types::DType;
 use robocache_wire::batch::BatchHeader;
 use robocache_wire::consumer::Lease;
-use robocache_wire::spec::{ColumnInfo, ColumnRole, LoaderInfo, Position};
+use robocache_wire::spec::{ColumnInfo, ColumnRole, LoaderInfo, Place, Position};
 
-use crate::error::ColumnError;
+use crate::error::{ColumnError, GpuError};
+use crate::gpu::{Gpu, Noted, Ring, Stream};
 use crate::text::TextTable;
 
 /// What all batches of a loader have in common. Checked when the loader was connected.
@@ -21,13 +25,18 @@ pub(crate) struct Shared {
     /// Place of each column in `info.columns`.
     pub(crate) columns: HashMap<String, usize>,
     pub(crate) texts: Vec<TextTable>,
+    /// Where the loader is for a GPU. The last batch, or the loader, closes it.
+    pub(crate) ring: Option<Ring>,
 }
 
 /// One batch, in memory shared with the daemon. It outlives its loader; dropping it gives the slot back, once, and
 /// only in the process that leased it.
 pub struct Batch {
-    lease: Lease,
+    /// `None` only while it is dropped.
+    lease: Option<Lease>,
     shared: Arc<Shared>,
+    /// The streams that read its device columns.
+    noted: Mutex<Vec<Noted>>,
     header: BatchHeader,
     after: Position,
 }
@@ -46,7 +55,11 @@ impl fmt::Debug for Batch {
 
 impl Batch {
     pub(crate) const fn new(lease: Lease, shared: Arc<Shared>, header: BatchHeader, after: Position) -> Self {
-        Self { lease, shared, header, after }
+        Self { lease: Some(lease), shared, noted: Mutex::new(Vec::new()), header, after }
+    }
+
+    const fn lease(&self) -> &Lease {
+        self.lease.as_ref().expect("only drop takes it")
     }
 
     /// Samples in this batch: the loader's batch size, or less at the end of an epoch.
@@ -70,7 +83,7 @@ impl Batch {
 
     /// Ids of the samples: positions of their anchors in the dataset's own order.
     pub fn ids(&self) -> Vec<u64> {
-        self.lease.ids(self.header.rows).collect()
+        self.lease().ids(self.header.rows).collect()
     }
 
     /// Where to go on after this batch.
@@ -85,7 +98,7 @@ impl Batch {
 
     /// Which slot of the ring it lies in.
     pub fn slot(&self) -> usize {
-        self.lease.slot()
+        self.lease().slot()
     }
 
     /// The columns, in order.
@@ -93,18 +106,44 @@ impl Batch {
         &self.shared.info.columns
     }
 
-    /// The column `name` as a tensor.
+    /// The column `name` as a tensor in host memory.
     pub fn tensor(&self, name: &str) -> Result<Tensor<'_>, ColumnError> {
         let column = self.column(name)?;
         match column.role {
             ColumnRole::Text { .. } => Err(ColumnError::IsText { name: name.to_owned() }),
-            _ => Ok(self.view(column)),
+            _ => self.view(column),
         }
     }
 
-    /// The column `name` as it lies there: of a text column the int32 codes.
+    /// The column `name` as it lies in host memory: of a text column the int32 codes.
     pub fn raw(&self, name: &str) -> Result<Tensor<'_>, ColumnError> {
-        Ok(self.view(self.column(name)?))
+        self.view(self.column(name)?)
+    }
+
+    /// The device that the columns are on, texts apart; `None` where they are in host memory.
+    pub fn gpu(&self) -> Option<&Gpu> {
+        self.shared.ring.as_ref().map(Ring::gpu)
+    }
+
+    /// The column `name` as a tensor in the device's memory.
+    ///
+    /// It may be read by work enqueued on a stream that [`Self::use_on`] was told, and as long as the batch lives.
+    pub fn device_tensor(&self, name: &str) -> Result<DeviceTensor<'_>, ColumnError> {
+        let column = self.column(name)?;
+        match (&self.shared.ring, column.place, column.role) {
+            (_, _, ColumnRole::Text { .. }) => Err(ColumnError::IsText { name: name.to_owned() }),
+            (Some(ring), Place::Device, _) => Ok(DeviceTensor { batch: self, ring, column }),
+            _ => Err(ColumnError::OnHost { name: name.to_owned() }),
+        }
+    }
+
+    /// What is enqueued on `stream` from now on may read the batch: it comes behind the making of the batch, and the
+    /// slot, once the batch is dropped, goes back behind it. To be said of each stream that reads the batch, in any order
+    /// and as often as one likes, before the work is enqueued. Nothing waits here. A batch in host memory needs none.
+    pub fn use_on(&self, stream: Stream) -> Result<(), GpuError> {
+        let Some(ring) = &self.shared.ring else { return Ok(()) };
+        let mut noted = self.noted.lock().unwrap_or_else(PoisonError::into_inner);
+        ring.use_on(self.slot(), stream, &mut noted)
     }
 
     /// The strings of text column `name`, row by row.
@@ -114,7 +153,7 @@ impl Batch {
             return Err(ColumnError::NotText { name: name.to_owned(), found: column.dtype });
         };
         let table = usize::try_from(table).ok().and_then(|table| self.shared.texts.get(table));
-        let codes = self.view(column).as_slice::<i32>()?;
+        let codes = self.view(column)?.as_slice::<i32>()?;
         codes
             .iter()
             .enumerate()
@@ -135,13 +174,85 @@ impl Batch {
         })
     }
 
-    fn view<'a>(&'a self, column: &'a ColumnInfo) -> Tensor<'a> {
+    fn view<'a>(&'a self, column: &'a ColumnInfo) -> Result<Tensor<'a>, ColumnError> {
+        if let (Some(ring), Place::Device) = (&self.shared.ring, column.place) {
+            let device = ring.gpu().to_string();
+            return Err(ColumnError::OnDevice { name: column.name.clone(), device });
+        }
         // Connecting proved `offset + batch_size * elements * size` to lie inside a slot, and `rows <= batch_size`.
-        let row: u64 = column.shape.iter().product::<u64>() * column.dtype.size_bytes() as u64;
-        let span =
-            usize::try_from(column.offset).ok().zip(usize::try_from(row * u64::from(self.header.rows)).ok());
-        let bytes = span.and_then(|(offset, len)| self.lease.bytes().get(offset..)?.get(..len));
-        Tensor { column, rows: self.rows(), bytes: bytes.expect("columns were checked when connecting") }
+        let span = usize::try_from(column.offset).ok().zip(len_bytes(column, self.rows()));
+        let bytes = span.and_then(|(offset, len)| self.lease().bytes().get(offset..)?.get(..len));
+        let bytes = bytes.expect("columns were checked when connecting");
+        Ok(Tensor { column, rows: self.rows(), bytes })
+    }
+}
+
+impl Drop for Batch {
+    fn drop(&mut self) {
+        // Without a ring on a GPU the lease ends here by itself.
+        if let (Some(lease), Some(ring)) = (self.lease.take(), &self.shared.ring) {
+            let noted = self.noted.get_mut().unwrap_or_else(PoisonError::into_inner);
+            ring.release(lease, std::mem::take(noted));
+        }
+    }
+}
+
+/// Bytes of `rows` rows of a column.
+fn len_bytes(column: &ColumnInfo, rows: usize) -> Option<usize> {
+    let row = column.shape.iter().product::<u64>() * column.dtype.size_bytes() as u64;
+    usize::try_from(row).ok()?.checked_mul(rows)
+}
+
+/// Rows first: `[rows, ...]`.
+fn shape(column: &ColumnInfo, rows: usize) -> Vec<usize> {
+    let inner = column.shape.iter().map(|dim| usize::try_from(*dim).unwrap_or(usize::MAX));
+    std::iter::once(rows).chain(inner).collect()
+}
+
+/// A column of a batch in a GPU's memory.
+#[derive(Clone, Copy)]
+pub struct DeviceTensor<'a> {
+    batch: &'a Batch,
+    ring: &'a Ring,
+    column: &'a ColumnInfo,
+}
+
+impl fmt::Debug for DeviceTensor<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (dtype, gpu) = (self.column.dtype, self.gpu());
+        write!(f, "DeviceTensor({:?}: {dtype} {:?} on {gpu})", self.column.name, self.shape())
+    }
+}
+
+impl<'a> DeviceTensor<'a> {
+    pub const fn dtype(&self) -> DType {
+        self.column.dtype
+    }
+
+    /// Rows first: `[rows, ...]`. The elements are contiguous in this order.
+    pub fn shape(&self) -> Vec<usize> {
+        shape(self.column, self.batch.rows())
+    }
+
+    /// Where element 0 lies, as this process's kernels call it; aligned to 64. Of a simulated device a number of no use.
+    pub fn address(&self) -> u64 {
+        self.ring.address(self.batch.slot(), self.column.offset)
+    }
+
+    pub fn gpu(&self) -> &'a Gpu {
+        self.ring.gpu()
+    }
+
+    /// Bytes of all elements.
+    pub fn len_bytes(&self) -> usize {
+        len_bytes(self.column, self.batch.rows()).expect("columns were checked when connecting")
+    }
+
+    /// The elements' bytes, little-endian, copied to the host. Waits for the copy, and for no other work.
+    pub fn to_host(&self) -> Result<Vec<u8>, GpuError> {
+        let mut bytes = vec![0; self.len_bytes()];
+        self.ring.read(self.batch.slot(), self.column.offset, &mut bytes)?;
+        Ok(bytes)
     }
 }
 
@@ -166,8 +277,7 @@ impl<'a> Tensor<'a> {
 
     /// Rows first: `[rows, ...]`. The elements are contiguous in this order.
     pub fn shape(&self) -> Vec<usize> {
-        let inner = self.column.shape.iter().map(|dim| usize::try_from(*dim).unwrap_or(usize::MAX));
-        std::iter::once(self.rows).chain(inner).collect()
+        shape(self.column, self.rows)
     }
 
     /// The elements' bytes, little-endian, aligned to 64.

@@ -2,11 +2,13 @@
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use robocache_types::{DType, Interp};
 use robocache_wire::spec::{AnchorSpec, DatasetRef, LoaderSpec, OffsetsSpec, Position, WindowSpec};
 
+use crate::device_sim::{LateReads, Lateness};
 use crate::error::ConnectError;
 use crate::loader::Loader;
 
@@ -89,6 +91,7 @@ pub struct LoaderBuilder {
     pub(crate) socket: Option<PathBuf>,
     pub(crate) embed: Embed,
     pub(crate) open_timeout: Duration,
+    pub(crate) lateness: Option<Lateness>,
 }
 
 impl LoaderBuilder {
@@ -127,7 +130,8 @@ impl LoaderBuilder {
 
     /// A loader made of exactly this: for a client that says it all in the wire's own words.
     pub fn from_spec(spec: LoaderSpec) -> Self {
-        Self { spec, socket: None, embed: Embed::default(), open_timeout: Duration::from_secs(120) }
+        let open_timeout = Duration::from_secs(120);
+        Self { spec, socket: None, embed: Embed::default(), open_timeout, lateness: None }
     }
 
     /// Samples in a batch. Must be said.
@@ -187,7 +191,9 @@ impl LoaderBuilder {
         self
     }
 
-    /// Where batches live: `"cpu"` unless said otherwise.
+    /// Where batches live: `"cpu"` unless said otherwise. `"cuda:N"` counts the devices that this process sees, `"cuda"`
+    /// is the one current in the calling thread, else the first, and `"cuda:GPU-..."` names one by its UUID. `"sim:N"` is a
+    /// simulated one, of a daemon that was started with such.
     pub fn device(mut self, device: impl Into<String>) -> Self {
         self.spec.device = device.into();
         self
@@ -266,7 +272,14 @@ impl LoaderBuilder {
         self
     }
 
-    /// What will be sent to the daemon.
+    /// Let the reads of a simulated device's batches end `by` after their release, and see whether they were left alone.
+    #[doc(hidden)]
+    pub fn late_reads(mut self, by: Duration, found: Arc<Mutex<LateReads>>) -> Self {
+        self.lateness = Some(Lateness { by, found });
+        self
+    }
+
+    /// What will be sent to the daemon, but that of a CUDA device it sends the UUID.
     pub const fn spec(&self) -> &LoaderSpec {
         &self.spec
     }

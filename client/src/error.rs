@@ -42,6 +42,9 @@ pub enum ConnectError {
     Interrupted,
     #[error("robocached on {path:?} breaks the protocol: {what}")]
     Protocol { path: PathBuf, what: String },
+    /// The ring was made, and cannot be opened here; or the device that was named is none.
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
     #[error(transparent)]
     Socket(#[from] SocketError),
     #[error(transparent)]
@@ -123,6 +126,47 @@ pub enum LoaderError {
     Socket(#[from] SocketError),
 }
 
+/// A GPU, or a ring on one, cannot be had or used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum GpuError {
+    #[error(
+        "device must be \"cpu\", \"cuda\", \"cuda:N\", \"cuda:GPU-<uuid>\" or, for tests, \"sim:N\", found {found:?}"
+    )]
+    Name { found: String },
+    #[error(
+        "no CUDA driver was found (libcuda.so.1): install NVIDIA's driver, give the container its GPUs, or use device \"cpu\""
+    )]
+    NoDriver,
+    #[error(
+        "CUDA cannot be used in a process forked from one that uses it: start processes by spawn (torch: \
+         multiprocessing_context=\"spawn\"), use no worker processes (the daemon prefetches), or use device \"cpu\""
+    )]
+    Forked,
+    #[error(
+        "device {wanted:?} is not among those that this process sees: {}. Look at CUDA_VISIBLE_DEVICES here and of the \
+         daemon, and which GPUs the container was given", listed(.seen)
+    )]
+    NotVisible { wanted: String, seen: Vec<String> },
+    #[error("{call} failed: {what}{}{cure}", if .cure.is_empty() { "" } else { ". " })]
+    Call { call: &'static str, what: String, cure: String },
+    #[error(
+        "stream {stream:#x} is being captured into a CUDA graph, whose replays would read this slot when it holds other \
+         batches: copy the batch to a tensor of your own outside the capture, and capture work on that"
+    )]
+    Capturing { stream: u64 },
+    #[error(
+        "stream {stream:#x} belongs to another device than the batch, which is on {uuid}: use one of that device's"
+    )]
+    OtherDevice { stream: u64, uuid: String },
+    #[error("robocached's ring on {uuid} is not what it says: {what}")]
+    Ring { uuid: String, what: String },
+}
+
+fn listed(uuids: &[String]) -> String {
+    if uuids.is_empty() { "none".to_owned() } else { uuids.join(", ") }
+}
+
 /// A column is not what was asked for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -139,4 +183,10 @@ pub enum ColumnError {
     Bits { name: String, dtype: DType },
     #[error("row {row} of column {name:?} has code {code}; its text table has {count} strings")]
     TextCode { name: String, row: usize, code: i32, count: u32 },
+    #[error(
+        "column {name:?} is in the memory of {device}: ask for device_tensor({name:?}), and to_host() for a copy"
+    )]
+    OnDevice { name: String, device: String },
+    #[error("column {name:?} is in host memory: ask for tensor({name:?}) or text({name:?})")]
+    OnHost { name: String },
 }

@@ -26,18 +26,23 @@ pub mod admin;
 mod batch;
 mod builder;
 mod connect;
+mod device;
+mod device_sim;
 mod embedded;
 mod error;
+pub mod gpu;
 mod loader;
 mod text;
 
-pub use batch::{Batch, Element, Tensor};
+pub use batch::{Batch, DeviceTensor, Element, Tensor};
 pub use builder::{Anchors, LoaderBuilder, Window};
-pub use error::{ColumnError, ConnectError, EmbeddedError, LoaderError, Named};
+#[doc(hidden)]
+pub use device_sim::LateReads;
+pub use error::{ColumnError, ConnectError, EmbeddedError, GpuError, LoaderError, Named};
 pub use loader::{Loader, Next};
 pub use robocache_types::{DType, Interp};
 pub use robocache_wire::fds::default_socket_path;
 pub use robocache_wire::message::RefusalCode;
 pub use robocache_wire::ring::Occupancy;
-pub use robocache_wire::spec::{ColumnInfo, ColumnRole, LoaderInfo, Position, TextTableInfo};
+pub use robocache_wire::spec::{ColumnInfo, ColumnRole, LoaderInfo, Place, Position, TextTableInfo};
 pub use text::TextTable;

@@ -30,6 +30,7 @@ use crate::builder::LoaderBuilder;
 use crate::connect::SEND_PATIENCE;
 use crate::embedded::Embedded;
 use crate::error::LoaderError;
+use crate::gpu::{Gpu, Ring};
 use crate::text::TextTable;
 
 /// How long a sleep lasts before somebody looks whether the daemon lives.
@@ -44,7 +45,7 @@ const LONG: Duration = Duration::from_secs(3600);
 pub struct Loader {
     shared: Arc<Shared>,
     consumer: Arc<Consumer>,
-    connection: Connection,
+    connection: Arc<Connection>,
     socket: PathBuf,
     run: u32,
     /// Number of the next batch within the run.
@@ -87,7 +88,7 @@ impl Loader {
     pub(crate) fn attached(
         shared: Arc<Shared>,
         consumer: Arc<Consumer>,
-        connection: Connection,
+        connection: Arc<Connection>,
         start: Position,
         socket: PathBuf,
         embedded: Option<Arc<Embedded>>,
@@ -116,6 +117,11 @@ impl Loader {
     /// The columns of every batch, in order.
     pub fn columns(&self) -> &[ColumnInfo] {
         &self.shared.info.columns
+    }
+
+    /// The device that batches are on; `None` where they are in host memory.
+    pub fn gpu(&self) -> Option<&Gpu> {
+        self.shared.ring.as_ref().map(Ring::gpu)
     }
 
     /// The socket of the daemon, an embedded one's included.
@@ -213,9 +219,13 @@ impl Loader {
                 TryLease::Leased(lease) => return self.accept(lease, &share).map(Next::Batch),
                 TryLease::NotReady { filling } => {
                     self.held_since = None;
+                    self.retry_releases();
                     self.check_ends(filling)?;
                 }
-                TryLease::AllHeld => self.check_held()?,
+                TryLease::AllHeld => {
+                    self.retry_releases();
+                    self.check_held()?;
+                }
             }
             let left = limit.saturating_sub(start.get_or_insert_with(Instant::now).elapsed());
             let waited = if left.is_zero() {
@@ -231,6 +241,13 @@ impl Loader {
             if left.is_zero() && !matches!(tried, TryLease::Leased(_)) {
                 return Ok(Next::TimedOut);
             }
+        }
+    }
+
+    /// Batches of a GPU that were dropped while they could not be given back.
+    fn retry_releases(&self) {
+        if let Some(ring) = &self.shared.ring {
+            ring.retry();
         }
     }
 
@@ -346,7 +363,8 @@ impl Iterator for Loader {
 
 impl Drop for Loader {
     fn drop(&mut self) {
-        if self.consumer.forked() == Forked::Same && !self.ends.gone {
+        // A ring on a GPU is closed with its last batch, and says it then ([`crate::gpu::Ring`]).
+        if self.shared.ring.is_none() && self.consumer.forked() == Forked::Same && !self.ends.gone {
             // A courtesy: the close that follows says the same. In a forked child the connection is the parent's.
             self.connection.send(&ToDaemon::Bye, &[], Duration::ZERO).ok();
         }

@@ -11,7 +11,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use mini::{Mini, Script};
-use robocache::{ConnectError, Loader, LoaderError};
+use robocache::gpu::Stream;
+use robocache::{ConnectError, GpuError, Loader, LoaderError};
 
 /// What the other tests run as a process of its own: a daemon on `$MINI_SOCKET`.
 #[test]
@@ -103,6 +104,39 @@ fn a_forked_child_may_read_but_neither_iterate_nor_release() {
         assert_eq!(loader.next_batch().unwrap().unwrap().ids()[0], 4 * n);
         assert_eq!(batch.ids(), [0, 1, 2, 3]);
     }
+}
+
+#[test]
+fn a_forked_child_touches_no_device_and_leaves_the_parents_ring_alone() {
+    let mini = Mini::start(Script { anchors: 100, ..Script::default() });
+    let builder = Loader::builder("mini").batch_size(4).device("sim:0").socket(&mini.socket);
+    let mut loader = builder.connect().unwrap();
+    let batch = loader.next_batch().unwrap().unwrap();
+    batch.use_on(Stream::LEGACY).unwrap();
+    // SAFETY: the child calls nothing that needs another thread of ours, and ends with _exit.
+    match unsafe { nix::unistd::fork() }.unwrap() {
+        nix::unistd::ForkResult::Child => {
+            let used = batch.use_on(Stream::PER_THREAD);
+            let read = batch.device_tensor("state").map(|tensor| tensor.to_host());
+            let code = i32::from(used != Err(GpuError::Forked) || read != Ok(Err(GpuError::Forked)));
+            drop(batch);
+            drop(loader);
+            // SAFETY: ends the process at once; no destructor and no handler of the parent runs.
+            unsafe { nix::libc::_exit(code) };
+        }
+        nix::unistd::ForkResult::Parent { child } => {
+            let status = nix::sys::wait::waitpid(child, None).unwrap();
+            assert!(matches!(status, nix::sys::wait::WaitStatus::Exited(_, 0)), "{status:?}");
+        }
+    }
+    // No fence was recorded and no Bye said: batches go on, and ours is where it was.
+    assert_eq!(mini.seen.gpu.done_records(), 0);
+    assert_eq!(loader.occupancy().leased, 1);
+    for n in 1..20 {
+        assert_eq!(loader.next_batch().unwrap().unwrap().ids()[0], 4 * n);
+    }
+    drop(batch);
+    assert_eq!(mini.seen.gpu.done_records(), 1);
 }
 
 /// A shell script that runs this binary's daemon as `robocached serve --exit-with-parent --socket PATH` would.

@@ -11,13 +11,16 @@
     reason = "sample ids of tests are small"
 )]
 
+mod gpu;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use robocache::{ColumnInfo, ColumnRole, DType, LoaderInfo, Position, RefusalCode, TextTableInfo};
+use gpu::{Gpu, SeenGpu};
+use robocache::{ColumnInfo, ColumnRole, DType, LoaderInfo, Place, Position, RefusalCode, TextTableInfo};
 use robocache_wire::batch::{BatchHeader, SlotLayout};
 use robocache_wire::epoch::Share;
 use robocache_wire::fds::{Access, Connection, Listener, Receive, Received};
@@ -42,6 +45,14 @@ pub(crate) struct Script {
     pub(crate) mute: bool,
     /// Claim several slots and publish them the wrong way round.
     pub(crate) backwards: bool,
+    /// On a simulated device: slots beyond those asked for.
+    pub(crate) more_slots: u32,
+    /// On a simulated device: publish batches whose `ready` has not happened.
+    pub(crate) unready: bool,
+    /// On a simulated device: write slots whose `done` has not happened.
+    pub(crate) ignore_done: bool,
+    /// On a simulated device: say of the memory that it is this much larger than it is.
+    pub(crate) larger_by: u64,
 }
 
 /// The running daemon; stopped on drop.
@@ -60,6 +71,9 @@ pub(crate) struct Seen {
     pub(crate) byes: AtomicU32,
     pub(crate) seeks: AtomicU32,
     pub(crate) leased_at_bye: AtomicU32,
+    /// Hang-ups without `Bye`.
+    pub(crate) deaths: AtomicU32,
+    pub(crate) gpu: SeenGpu,
 }
 
 impl Mini {
@@ -125,6 +139,7 @@ struct Client {
     entered: Position,
     batch: u64,
     columns: Vec<ColumnInfo>,
+    gpu: Option<Gpu>,
     stopped: bool,
 }
 
@@ -137,9 +152,12 @@ pub(crate) fn task_of(id: u64) -> &'static str {
     ["pick", "", "pläce"][usize::try_from(id % 3).unwrap()]
 }
 
-fn layout(spec: &LoaderSpec) -> (Vec<ColumnInfo>, u64) {
+/// Columns, bytes of a slot, and bytes of a slot in device memory (0: none).
+fn layout(spec: &LoaderSpec) -> (Vec<ColumnInfo>, u64, u64) {
+    let on_gpu = spec.device != "cpu";
     let mut slot = SlotLayout::new(spec.batch_size);
     let mut columns = Vec::new();
+    let mut gpu_end = 0_u64;
     for (name, dtype, shape, role) in [
         ("state", DType::Float32, vec![3], ColumnRole::Data),
         ("half", DType::BFloat16, vec![2, 2], ColumnRole::Data),
@@ -148,10 +166,20 @@ fn layout(spec: &LoaderSpec) -> (Vec<ColumnInfo>, u64) {
         ("task", DType::Int32, vec![], ColumnRole::Text { table: 0 }),
     ] {
         let elements = u64::from(spec.batch_size) * shape.iter().product::<u64>();
-        let offset = slot.column(elements * dtype.size_bytes() as u64).unwrap();
-        columns.push(ColumnInfo { name: name.to_owned(), dtype, shape, offset, role, place: Place::Host });
+        let len_bytes = elements * dtype.size_bytes() as u64;
+        let place =
+            if on_gpu && role != (ColumnRole::Text { table: 0 }) { Place::Device } else { Place::Host };
+        let offset = match place {
+            Place::Host => slot.column(len_bytes).unwrap(),
+            Place::Device => {
+                let offset = gpu_end.next_multiple_of(64);
+                gpu_end = offset + len_bytes;
+                offset
+            }
+        };
+        columns.push(ColumnInfo { name: name.to_owned(), dtype, shape, offset, role, place });
     }
-    (columns, slot.slot_bytes().unwrap())
+    (columns, slot.slot_bytes().unwrap(), gpu_end.next_multiple_of(256))
 }
 
 fn texts() -> (Vec<u8>, TextTableInfo) {
@@ -170,12 +198,16 @@ impl Client {
         loop {
             // While there is a ring, look at the socket between batches; else wait on it.
             let patience = match &client {
-                Some(client) if !client.stopped => Receive::Now,
+                Some(client) if client.may_produce() => Receive::Now,
                 _ => Receive::Within(Duration::from_secs(3600)),
             };
             match connection.receive::<ToDaemon>(patience) {
                 Ok(Received::Message(ToDaemon::Open(spec), _)) => {
-                    client = Self::open(connection, number, &spec, script);
+                    client = Self::open(connection, number, &spec, script, seen);
+                }
+                Ok(Received::Message(ToDaemon::Attached { done }, _)) => {
+                    let gpu = client.as_mut().and_then(|client| client.gpu.as_mut());
+                    gpu.expect("Attached is of a loader for a GPU").attached(&done);
                 }
                 Ok(Received::Message(ToDaemon::Seek { run, position }, _)) => {
                     seen.seeks.fetch_add(1, Ordering::SeqCst);
@@ -201,9 +233,12 @@ impl Client {
                     return;
                 }
                 Ok(Received::Nothing) => {}
-                Ok(Received::Closed) | Err(_) => return,
+                Ok(Received::Closed) | Err(_) => {
+                    seen.deaths.fetch_add(1, Ordering::SeqCst);
+                    return;
+                }
             }
-            if let Some(client) = client.as_mut().filter(|client| !client.stopped)
+            if let Some(client) = client.as_mut().filter(|client| client.may_produce())
                 && client.produce(connection, script).is_none()
             {
                 return;
@@ -211,16 +246,35 @@ impl Client {
         }
     }
 
-    fn open(connection: &Connection, number: u32, spec: &LoaderSpec, script: Script) -> Option<Self> {
+    fn may_produce(&self) -> bool {
+        !self.stopped && self.gpu.as_ref().is_none_or(Gpu::is_attached)
+    }
+
+    fn open(
+        connection: &Connection,
+        number: u32,
+        spec: &LoaderSpec,
+        script: Script,
+        seen: &Seen,
+    ) -> Option<Self> {
+        if spec.device == "sim:9" {
+            let message = "there is no device \"sim:9\"".to_owned();
+            let refused = ToClient::Refused { code: RefusalCode::UnsupportedDevice, message };
+            connection.send(&refused, &[], Duration::ZERO).unwrap();
+            return None;
+        }
         if spec.dataset == DatasetRef::Name("nowhere".to_owned()) {
             let message = "no dataset \"nowhere\"; served are [\"mini\"]".to_owned();
             let refused = ToClient::Refused { code: RefusalCode::NotFound, message };
             connection.send(&refused, &[], Duration::ZERO).unwrap();
             return None;
         }
-        let (columns, slot_bytes) = layout(spec);
+        let (columns, slot_bytes, gpu_slot_bytes) = layout(spec);
+        let on_gpu = gpu_slot_bytes > 0;
+        let slots = spec.slots + if on_gpu { script.more_slots } else { 0 };
+        let gpu = on_gpu.then(|| Gpu::new(slots, gpu_slot_bytes, script, &seen.gpu));
         let shape = Shape {
-            slots: spec.slots,
+            slots,
             slot_bytes,
             batch_size: spec.batch_size,
             client: number,
@@ -238,15 +292,17 @@ impl Client {
             rank: spec.rank,
             world_size: spec.world_size,
             drop_last: spec.drop_last,
-            slots: spec.slots,
+            slots,
             slot_bytes,
             columns: columns.clone(),
             text_tables: vec![table],
             warnings: Vec::new(),
-            gpu: None,
+            gpu: gpu.as_ref().map(Gpu::info),
         };
         let opened = ToClient::Opened(Box::new(info));
-        connection.send(&opened, &fds.borrow(Some(&texts)), Duration::ZERO).unwrap();
+        let mut fds = fds.borrow(Some(&texts));
+        fds.extend(gpu.iter().flat_map(Gpu::fds));
+        connection.send(&opened, &fds, Duration::ZERO).unwrap();
         let share = Share {
             anchors: script.anchors,
             consumed: 0,
@@ -264,6 +320,7 @@ impl Client {
             entered: spec.start,
             batch: 0,
             columns,
+            gpu,
             stopped: script.mute || (whole == 0 && spec.start.consumed == 0),
         })
     }
@@ -296,6 +353,9 @@ impl Client {
             }
             match self.producer.claim(self.run, Duration::from_millis(1)) {
                 Claim::Claimed(filling) => {
+                    if let Some(gpu) = &self.gpu {
+                        gpu.claimed(filling.slot());
+                    }
                     let header = self.next_header();
                     filled.push((filling, header));
                 }
@@ -340,7 +400,6 @@ impl Client {
         let stride = u64::from(self.share.world_size);
         let ids: Vec<u64> = (0..u64::from(header.rows)).map(|row| first + row * stride).collect();
         filling.set_ids(&ids);
-        let bytes = filling.bytes_mut();
         for column in &self.columns {
             let mut values = Vec::new();
             for id in &ids {
@@ -352,8 +411,18 @@ impl Client {
                     _ => values.extend([0_i32, -1, 1][(id % 3) as usize].to_le_bytes()),
                 }
             }
-            let at = usize::try_from(column.offset).unwrap();
-            bytes[at..at + values.len()].copy_from_slice(&values);
+            match &self.gpu {
+                Some(gpu) if column.place == Place::Device => {
+                    gpu.write(filling.slot(), column.offset, &values)
+                }
+                _ => {
+                    let at = usize::try_from(column.offset).unwrap();
+                    filling.bytes_mut()[at..at + values.len()].copy_from_slice(&values);
+                }
+            }
+        }
+        if let Some(gpu) = &self.gpu {
+            gpu.made(filling.slot());
         }
         filling.publish(header);
     }

@@ -112,6 +112,11 @@ impl Lease {
         self.give_back()
     }
 
+    /// End the lease and leave the slot as it is, never to be filled again: for a reader that cannot tell when it is done.
+    pub fn forfeit(mut self) {
+        self.leased = None;
+    }
+
     fn give_back(&mut self) -> Result<(), ReleaseRefused> {
         match (self.leased.take(), self.consumer.forked()) {
             (Some(leased), Forked::Same) => self.consumer.ring.release(leased),
