@@ -35,6 +35,11 @@ pub struct Facts {
 pub enum DeviceError {
     #[error("{device}: no memory left for {bytes} bytes")]
     OutOfMemory { device: String, bytes: u64 },
+    #[error(
+        "{device}: cannot pin {bytes} bytes of host memory: {what}; lower gpu.pinned_cache, or raise the limits of the \
+         control group and of locked memory (ulimit -l)"
+    )]
+    HostMemory { device: String, bytes: u64, what: String },
     #[error("{device}: {call} failed: {what}")]
     Call { device: String, call: &'static str, what: String },
     #[error("{what}; {cure}")]

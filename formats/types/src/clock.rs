@@ -71,11 +71,29 @@ impl UniformClock {
         best.ok_or(ClockError::TooLong { rows, hz, first_ns })
     }
 
+    /// A clock whose period is `num / den` nanoseconds, as [`UniformClock::period_ns`] has it.
+    pub fn from_period(first_ns: i64, (num, den): (i64, i64), rows: usize) -> Result<Self, ClockError> {
+        if rows == 0 {
+            return Err(ClockError::Empty);
+        }
+        #[expect(clippy::cast_precision_loss, reason = "for people to read")]
+        let hz = 1e9 * den as f64 / num as f64;
+        if num < 1 || den < 1 {
+            return Err(ClockError::Rate { hz });
+        }
+        let (second, p) = (i128::from(num), i128::from(den));
+        Self::of_period(first_ns, second, p, rows).ok_or(ClockError::TooLong { rows, hz, first_ns })
+    }
+
     /// `p / q` hertz, if everything fits.
     fn of_fraction(first_ns: i64, p: i128, q: i128, rows: usize) -> Option<Self> {
-        let second = q.checked_mul(1_000_000_000)?;
-        let common = gcd(second, p);
-        let (num, den) = (second / common, p / common);
+        Self::of_period(first_ns, q.checked_mul(1_000_000_000)?, p, rows)
+    }
+
+    /// A period of `num / den` nanoseconds, if everything fits.
+    fn of_period(first_ns: i64, num: i128, den: i128, rows: usize) -> Option<Self> {
+        let common = gcd(num, den);
+        let (num, den) = (num / common, den / common);
         let span = i128::try_from(rows).ok()?.checked_mul(num)?;
         if span + den >= LIMIT || i128::from(first_ns).abs() + span / den >= LIMIT {
             return None;
@@ -188,6 +206,18 @@ impl Clock {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_clock_is_made_again_from_its_numbers() {
+        for hz in [30.0, 29.97, 997.0, 0.5] {
+            let clock = UniformClock::new(-7, hz, 12_345).unwrap();
+            assert_eq!(UniformClock::from_period(-7, clock.period_ns(), 12_345), Ok(clock));
+        }
+        UniformClock::from_period(0, (0, 1), 1).unwrap_err();
+        UniformClock::from_period(0, (1, -1), 1).unwrap_err();
+        UniformClock::from_period(0, (i64::MAX, 1), 2).unwrap_err();
+        UniformClock::from_period(0, (1, 1), 0).unwrap_err();
+    }
 
     #[test]
     fn a_uniform_clock_rounds_each_row_and_never_drifts() {

@@ -1,0 +1,624 @@
+//! The CUDA driver as the daemon's device: the only calls into it from this crate.
+//!
+//! Owns one primary context, its streams, events, allocations and kernels. Streams, events and allocations are kept in
+//! tables, so that an id or address that is none of ours is an error and never reaches the driver. Return codes are all
+//! looked at; one that sticks (an illegal address, a broken chip) makes the device lost for good.
+//!
+//! What a table cannot know is whether work that was enqueued is done when memory goes: [`Device`] asks its callers to
+//! see to that. Where they did not, the GPU would meet an address that is not mapped any more, which loses the context;
+//! this process's own memory is never the driver's to write, except within the copies below.
+
+#![expect(unsafe_code, reason = "the CUDA driver's interface")]
+
+mod refusals;
+
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::{c_char, c_void};
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, OnceLock};
+
+use cudarc::driver::result::{self, stream::StreamKind};
+use cudarc::driver::sys::{
+    self, CUdevice_attribute as Attribute, CUevent_flags, CUevent_wait_flags, CUresult,
+};
+use cudarc::driver::{CudaContext, DriverError};
+use memmap2::{Advice, MmapMut};
+use parking_lot::{Mutex, RwLock};
+use robocache_kernels::{DevicePtr, Kernels, LaunchError};
+use robocache_wire::spec::{GpuKind, IpcHandle};
+
+use self::refusals::{by_attributes, is_lost, name, no_context};
+use crate::gpu::device::{
+    Device, DeviceError, EventId, Facts, Launch, Pinned, Progress, RingShare, Span, StreamId,
+};
+
+/// Pages of the GPU's memory. An allocation that fills whole ones shares none with another.
+const PAGE: u64 = 2 << 20;
+/// Allocations from here on get whole pages.
+const LARGE: u64 = 1 << 20;
+/// What one thread touches of a new pinned mapping.
+const TOUCH_BYTES: usize = 64 << 20;
+/// Threads that touch it, at most.
+const TOUCH_THREADS: usize = 8;
+
+/// A GPU of this host, of which no context was made.
+#[derive(Debug, Clone)]
+pub struct Found {
+    pub ordinal: u32,
+    /// As `nvidia-smi -L` shows it.
+    pub uuid: String,
+    pub name: String,
+    pub memory_bytes: u64,
+    /// Major and minor.
+    pub compute_capability: (u32, u32),
+    /// Why [`CudaDevice::open`] would refuse it, as far as that shows from outside.
+    pub refused: Option<DeviceError>,
+}
+
+/// One GPU and its primary context in this process.
+#[derive(Debug)]
+pub struct CudaDevice {
+    facts: Facts,
+    label: String,
+    kernels: Kernels,
+    streams: RwLock<Vec<Name<sys::CUstream_st>>>,
+    events: RwLock<Events>,
+    /// Bytes of each allocation, by address.
+    allocations: Mutex<BTreeMap<u64, u64>>,
+    /// As above, of pinned host memory.
+    pinned: Arc<Mutex<BTreeMap<u64, u64>>>,
+    /// Why the context is lost, once it is.
+    lost: OnceLock<String>,
+    context: Arc<CudaContext>,
+}
+
+#[derive(Debug, Default)]
+struct Events {
+    made: u64,
+    live: HashMap<u64, Arc<OwnedEvent>>,
+}
+
+/// The driver's name for a thing of a context.
+#[derive(Debug, Clone, Copy)]
+struct Name<T>(*mut T);
+
+// SAFETY: it names something of the driver's, is no memory that this process reads or writes, and the driver's
+// interface may be called from any thread.
+unsafe impl<T> Send for Name<T> {}
+// SAFETY: as above; there is nothing to change through a shared one.
+unsafe impl<T> Sync for Name<T> {}
+
+/// Destroyed with its last holder, so that no call can meet one that is gone.
+#[derive(Debug)]
+struct OwnedEvent {
+    name: Name<sys::CUevent_st>,
+    context: Arc<CudaContext>,
+}
+
+impl Drop for OwnedEvent {
+    fn drop(&mut self) {
+        let destroyed = self.context.bind_to_thread().and_then(|()| {
+            // SAFETY: it was created or opened by this file, which destroys it only here; the driver allows it while
+            // work before it is pending.
+            unsafe { result::event::destroy(self.name.0) }
+        });
+        dropped("cuEventDestroy", destroyed);
+    }
+}
+
+/// A failure where nobody is left to tell.
+fn dropped(call: &'static str, result: Result<(), DriverError>) {
+    match result {
+        Err(error) if is_lost(error) => tracing::debug!(call, error = name(error), "the device is lost"),
+        Err(error) => tracing::warn!(call, error = name(error), "a GPU resource was not given back"),
+        Ok(()) => {}
+    }
+}
+
+impl CudaDevice {
+    /// The GPUs that the driver shows this process, in its order; none where there are none. Makes no context.
+    pub fn list() -> Result<Vec<Found>, DeviceError> {
+        if !Kernels::driver_present() {
+            return Err(DeviceError::Unsupported {
+                what: "no CUDA driver was found (libcuda.so.1)".to_owned(),
+                cure: "install NVIDIA's driver, give the container its GPUs, or use device \"cpu\"",
+            });
+        }
+        match result::init() {
+            Err(DriverError(CUresult::CUDA_ERROR_NO_DEVICE)) => return Ok(Vec::new()),
+            other => other.map_err(|error| no_context("cuda", "cuInit", error))?,
+        }
+        let count =
+            result::device::get_count().map_err(|error| no_context("cuda", "cuDeviceGetCount", error))?;
+        (0..count.unsigned_abs()).map(inspect).collect()
+    }
+
+    /// Takes the context of GPU `ordinal`, as the driver numbers them for this process, and loads the kernels.
+    pub fn open(ordinal: u32) -> Result<Arc<dyn Device>, DeviceError> {
+        let found = Self::list()?;
+        let label = format!("cuda:{ordinal}");
+        let count = found.len();
+        let found = found.into_iter().find(|found| found.ordinal == ordinal).ok_or_else(|| {
+            let what = format!("there is no {label}: this process sees {count} GPUs");
+            DeviceError::Unsupported { what, cure: "see nvidia-smi -L and CUDA_VISIBLE_DEVICES" }
+        })?;
+        if let Some(refused) = found.refused {
+            return Err(refused);
+        }
+        let context = CudaContext::new(ordinal as usize)
+            .map_err(|error| no_context(&label, "cuDevicePrimaryCtxRetain", error))?;
+        let kernels = Kernels::load(&context).map_err(|error| match error {
+            LaunchError::Driver { call, source, .. } => no_context(&label, call, source),
+            other => {
+                DeviceError::Unsupported { what: format!("{label}: {other}"), cure: "or use device \"cpu\"" }
+            }
+        })?;
+        let facts = Facts {
+            kind: GpuKind::Cuda,
+            ordinal,
+            uuid: found.uuid,
+            name: found.name,
+            image: kernels.image().to_owned(),
+            memory_bytes: found.memory_bytes,
+        };
+        let device = Arc::new(Self {
+            facts,
+            label,
+            kernels,
+            streams: RwLock::default(),
+            events: RwLock::default(),
+            allocations: Mutex::default(),
+            pinned: Arc::default(),
+            lost: OnceLock::new(),
+            context,
+        });
+        device.try_sharing()?;
+        Ok(device)
+    }
+
+    /// Whether handles can be made at all: only trying tells, the attribute is younger than the drivers we serve.
+    fn try_sharing(&self) -> Result<(), DeviceError> {
+        let tried = self.ready_event(&RingShare::default(), 0).and_then(|(event, _)| {
+            self.destroy_event(event);
+            let at = self.allocate(PAGE)?;
+            let exported = self.export_memory(at);
+            self.free(at);
+            exported.map(drop)
+        });
+        tried.map_err(|error| match error {
+            DeviceError::Call { call, what, .. } => DeviceError::Unsupported {
+                what: format!("{} cannot share memory between processes: {call} failed: {what}", self.label),
+                cure: "legacy CUDA IPC is needed, or use device \"cpu\"",
+            },
+            other => other,
+        })
+    }
+
+    /// The context for this thread, unless it is lost.
+    fn enter(&self) -> Result<(), DeviceError> {
+        if let Some(what) = self.lost.get() {
+            return Err(DeviceError::Lost { device: self.label.clone(), what: what.clone() });
+        }
+        self.context.bind_to_thread().map_err(|error| self.failed("cuCtxSetCurrent", "", error))
+    }
+
+    /// What a failed call means; `about` says sizes.
+    fn failed(&self, call: &'static str, about: &str, error: DriverError) -> DeviceError {
+        let device = self.label.clone();
+        let what = if about.is_empty() { name(error) } else { format!("{} ({about})", name(error)) };
+        if is_lost(error) {
+            let what = self.lost.get_or_init(|| format!("{call}: {what}")).clone();
+            return DeviceError::Lost { device, what };
+        }
+        DeviceError::Call { device, call, what }
+    }
+
+    fn unknown(&self, call: &'static str, what: String) -> DeviceError {
+        DeviceError::Call { device: self.label.clone(), call, what }
+    }
+
+    fn stream_of(&self, id: StreamId) -> Result<sys::CUstream, DeviceError> {
+        let stream = usize::try_from(id.0).ok().and_then(|at| self.streams.read().get(at).copied());
+        stream.map(|stream| stream.0).ok_or_else(|| self.unknown("stream", format!("there is no {id:?}")))
+    }
+
+    fn event_of(&self, id: EventId) -> Result<Arc<OwnedEvent>, DeviceError> {
+        let event = self.events.read().live.get(&id.0).cloned();
+        event.ok_or_else(|| self.unknown("event", format!("there is no {id:?}")))
+    }
+
+    fn keep(&self, event: sys::CUevent) -> (EventId, Arc<OwnedEvent>) {
+        let event = Arc::new(OwnedEvent { name: Name(event), context: Arc::clone(&self.context) });
+        let mut events = self.events.write();
+        events.made += 1;
+        let id = events.made;
+        events.live.insert(id, Arc::clone(&event));
+        (EventId(id), event)
+    }
+
+    fn new_event(&self, flags: CUevent_flags) -> Result<(EventId, Arc<OwnedEvent>), DeviceError> {
+        self.enter()?;
+        let event = result::event::create(flags).map_err(|error| self.failed("cuEventCreate", "", error))?;
+        Ok(self.keep(event))
+    }
+
+    /// Refuses a span that is not in this device's memory.
+    fn own(&self, call: &'static str, span: &Span) -> Result<(), DeviceError> {
+        let inside = contains(&self.allocations.lock(), span.address().0, span.bytes());
+        let what = || format!("{} bytes at {:#x} are not in its memory", span.bytes(), span.address().0);
+        if inside { Ok(()) } else { Err(self.unknown(call, what())) }
+    }
+}
+
+/// Whether `bytes` bytes from `at` lie in one of `ranges`.
+fn contains(ranges: &BTreeMap<u64, u64>, at: u64, bytes: u64) -> bool {
+    let range = ranges.range(..=at).next_back();
+    range.is_some_and(|(&start, &length)| at - start <= length && bytes <= length - (at - start))
+}
+
+/// What is to be known of a GPU without a context. The driver is initialised.
+fn inspect(ordinal: u32) -> Result<Found, DeviceError> {
+    let label = format!("cuda:{ordinal}");
+    let failed = |call| {
+        let label = label.clone();
+        move |error| no_context(&label, call, error)
+    };
+    let device = result::device::get(ordinal.cast_signed()).map_err(failed("cuDeviceGet"))?;
+    let name = result::device::get_name(device).map_err(failed("cuDeviceGetName"))?;
+    // SAFETY: `device` was just had from the driver.
+    let memory = unsafe { result::device::total_mem(device) }.map_err(failed("cuDeviceTotalMem"))?;
+    let attribute = |which| {
+        // SAFETY: as above.
+        unsafe { result::device::get_attribute(device, which) }
+    };
+    let capability = |which| attribute(which).map(i32::unsigned_abs).map_err(failed("cuDeviceGetAttribute"));
+    let major = capability(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+    let minor = capability(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+    let card = result::device::get_uuid(device).map_err(failed("cuDeviceGetUuid"))?;
+    let mut instance = sys::CUuuid { bytes: [0; 16] };
+    // SAFETY: it writes the 16 bytes of `instance` and nothing else.
+    unsafe { sys::cuDeviceGetUuid_v2(&raw mut instance, device) }
+        .result()
+        .map_err(failed("cuDeviceGetUuid_v2"))?;
+    // The second says the MIG instance's own where there is one, the first the card's.
+    let prefix = if instance.bytes != card.bytes || name.contains(" MIG ") { "MIG" } else { "GPU" };
+    Ok(Found {
+        ordinal,
+        uuid: uuid(prefix, instance.bytes),
+        name,
+        memory_bytes: memory as u64,
+        compute_capability: (major, minor),
+        refused: by_attributes(&label, attribute),
+    })
+}
+
+/// As `nvidia-smi -L` writes it.
+fn uuid(prefix: &str, bytes: [c_char; 16]) -> String {
+    let mut text = prefix.to_owned();
+    for (at, byte) in bytes.into_iter().enumerate() {
+        if [0, 4, 6, 8, 10].contains(&at) {
+            text.push('-');
+        }
+        text.push_str(&format!("{:02x}", byte.to_le_bytes()[0]));
+    }
+    text
+}
+
+fn to_handle(bytes: [c_char; 64]) -> IpcHandle {
+    IpcHandle(bytes.map(|byte| byte.to_le_bytes()[0]))
+}
+
+impl Device for CudaDevice {
+    fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    fn memory(&self) -> Result<(u64, u64), DeviceError> {
+        self.enter()?;
+        let (free, total) = result::mem_get_info().map_err(|error| self.failed("cuMemGetInfo", "", error))?;
+        Ok((free as u64, total as u64))
+    }
+
+    fn allocate(&self, bytes: u64) -> Result<DevicePtr, DeviceError> {
+        self.enter()?;
+        let size = if bytes < LARGE { Some(bytes.max(1)) } else { bytes.checked_next_multiple_of(PAGE) };
+        let refused = || DeviceError::OutOfMemory { device: self.label.clone(), bytes };
+        let size = size.and_then(|size| usize::try_from(size).ok()).ok_or_else(refused)?;
+        // SAFETY: it has no duty but to know that the memory holds nothing yet; no value is made of it here.
+        let at = unsafe { result::malloc_sync(size) }.map_err(|error| match error.0 {
+            CUresult::CUDA_ERROR_OUT_OF_MEMORY => refused(),
+            _ => self.failed("cuMemAlloc", &format!("{size} bytes"), error),
+        })?;
+        self.allocations.lock().insert(at, size as u64);
+        Ok(DevicePtr(at))
+    }
+
+    fn free(&self, at: DevicePtr) {
+        if self.allocations.lock().remove(&at.0).is_none() {
+            tracing::error!(
+                at = at.0,
+                device = self.label,
+                "freed what was not allocated: a bug of robocached's"
+            );
+            return;
+        }
+        let freed = self.context.bind_to_thread().and_then(|()| {
+            // SAFETY: `at` is an allocation of this context, and only now left the table: nobody frees it again.
+            unsafe { result::free_sync(at.0) }
+        });
+        dropped("cuMemFree", freed);
+    }
+
+    fn pin(&self, bytes: u64) -> Result<Box<dyn Pinned>, DeviceError> {
+        self.enter()?;
+        let refused = |what: String| DeviceError::HostMemory { device: self.label.clone(), bytes, what };
+        let size = usize::try_from(bytes.max(1))
+            .map_err(|_too_large| refused("more than addresses reach".to_owned()))?;
+        let mut mapping = MmapMut::map_anon(size).map_err(|error| refused(format!("mmap: {error}")))?;
+        if let Err(error) = mapping.advise(Advice::HugePage) {
+            tracing::debug!(%error, "no huge pages for pinned memory");
+        }
+        touch(&mut mapping).map_err(|error| refused(format!("a thread to touch it: {error}")))?;
+        let start = mapping.as_mut_ptr().cast::<c_void>();
+        let flags = sys::CU_MEMHOSTREGISTER_PORTABLE | sys::CU_MEMHOSTREGISTER_DEVICEMAP;
+        // SAFETY: the mapping is this long and anonymous, and `CudaPinned` unregisters it before it is unmapped.
+        unsafe { sys::cuMemHostRegister_v2(start, size, flags) }.result().map_err(|error| {
+            match self.failed("cuMemHostRegister", "", error) {
+                DeviceError::Call { what, .. } => refused(format!("cuMemHostRegister: {what}")),
+                lost => lost,
+            }
+        })?;
+        // From here on dropping it unregisters.
+        let mut pinned = CudaPinned {
+            mapping,
+            at: 0,
+            context: Arc::clone(&self.context),
+            table: Arc::clone(&self.pinned),
+        };
+        // SAFETY: `start` was registered with DEVICEMAP just now; the address is written to `pinned.at`.
+        unsafe { sys::cuMemHostGetDevicePointer_v2(&raw mut pinned.at, start, 0) }
+            .result()
+            .map_err(|error| self.failed("cuMemHostGetDevicePointer", "", error))?;
+        self.pinned.lock().insert(pinned.at, size as u64);
+        Ok(Box::new(pinned))
+    }
+
+    fn stream(&self) -> Result<StreamId, DeviceError> {
+        self.enter()?;
+        // Of the lowest priority, the driver's default: under MPS, which knows priorities across processes, a trainer's
+        // may be higher. Not synchronised with the default stream, which nothing here uses.
+        let stream = result::stream::create(StreamKind::NonBlocking)
+            .map_err(|error| self.failed("cuStreamCreate", "", error))?;
+        let mut streams = self.streams.write();
+        streams.push(Name(stream));
+        Ok(StreamId(streams.len() as u64 - 1))
+    }
+
+    fn event(&self) -> Result<EventId, DeviceError> {
+        self.new_event(CUevent_flags::CU_EVENT_DISABLE_TIMING).map(|(id, _)| id)
+    }
+
+    fn destroy_event(&self, event: EventId) {
+        let gone = self.events.write().live.remove(&event.0);
+        if gone.is_none() {
+            tracing::error!(?event, device = self.label, "destroyed what is no event: a bug of robocached's");
+        }
+    }
+
+    fn record(&self, event: EventId, stream: StreamId) -> Result<(), DeviceError> {
+        self.enter()?;
+        let (event, stream) = (self.event_of(event)?, self.stream_of(stream)?);
+        // SAFETY: both are of this context; the event is alive since it is held here, streams live as long as self.
+        unsafe { result::event::record(event.name.0, stream) }
+            .map_err(|error| self.failed("cuEventRecord", "", error))
+    }
+
+    fn wait(&self, stream: StreamId, event: EventId) -> Result<(), DeviceError> {
+        self.enter()?;
+        let (event, stream) = (self.event_of(event)?, self.stream_of(stream)?);
+        let flags = CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        // SAFETY: as in `record`.
+        unsafe { result::stream::wait_event(stream, event.name.0, flags) }
+            .map_err(|error| self.failed("cuStreamWaitEvent", "", error))
+    }
+
+    fn query(&self, event: EventId) -> Result<Progress, DeviceError> {
+        self.enter()?;
+        let event = self.event_of(event)?;
+        // SAFETY: the event is alive since it is held here.
+        match unsafe { result::event::query(event.name.0) } {
+            Ok(()) => Ok(Progress::Done),
+            Err(DriverError(CUresult::CUDA_ERROR_NOT_READY)) => Ok(Progress::Pending),
+            Err(error) => Err(self.failed("cuEventQuery", "", error)),
+        }
+    }
+
+    fn finish(&self, stream: StreamId) -> Result<(), DeviceError> {
+        self.enter()?;
+        let stream = self.stream_of(stream)?;
+        // SAFETY: streams live as long as self.
+        unsafe { result::stream::synchronize(stream) }
+            .map_err(|error| self.failed("cuStreamSynchronize", "", error))
+    }
+
+    fn upload(
+        &self,
+        stream: StreamId,
+        from: &dyn Pinned,
+        range: Range<u64>,
+        to: &Span,
+    ) -> Result<(), DeviceError> {
+        assert!(range.start <= range.end && range.end <= from.bytes(), "{range:?} of {} bytes", from.bytes());
+        assert_eq!(range.end - range.start, to.bytes(), "as much as fits `to`");
+        self.enter()?;
+        if to.bytes() == 0 {
+            return Ok(());
+        }
+        self.own("cuMemcpyAsync", to)?;
+        let source = from.address().0 + range.start;
+        if !contains(&self.pinned.lock(), source, to.bytes()) {
+            let what = format!("{} bytes at {source:#x} are not memory it pinned", to.bytes());
+            return Err(self.unknown("cuMemcpyAsync", what));
+        }
+        let size = usize::try_from(to.bytes()).expect("an allocation's size was a usize");
+        let stream = self.stream_of(stream)?;
+        // SAFETY: the tables say that both ranges are mapped in this context; with unified addresses the driver knows
+        // which is which. That they stay until the copy is done is the caller's duty, see above.
+        unsafe { sys::cuMemcpyAsync(to.address().0, source, size, stream) }
+            .result()
+            .map_err(|error| self.failed("cuMemcpyAsync", &format!("{size} bytes to the device"), error))
+    }
+
+    fn download(&self, from: &Span, to: &mut [u8]) -> Result<(), DeviceError> {
+        assert_eq!(from.bytes(), to.len() as u64, "as much as fits `to`");
+        self.enter()?;
+        if to.is_empty() {
+            return Ok(());
+        }
+        self.own("cuMemcpyDtoH", from)?;
+        // SAFETY: `from` is in this device's memory and `to`, borrowed mutably, is as long; the call returns when `to` is written.
+        unsafe { result::memcpy_dtoh_sync(to, from.address().0) }
+            .map_err(|error| self.failed("cuMemcpyDtoH", &format!("{} bytes", to.len()), error))
+    }
+
+    fn assemble(&self, stream: StreamId, launch: &Launch<'_>) -> Result<(), DeviceError> {
+        self.enter()?;
+        let stream = self.stream_of(stream)?;
+        // SAFETY: the stream is of this context. `Launch::new` and `Output::column` checked that the plan's outputs, masks,
+        // offsets and the descriptors are as long as the plan says, in spans that the caller keeps until an event behind
+        // this has happened; what the sources point to, `describe.rs` encoded from blocks kept the same way.
+        unsafe { self.kernels.assemble(stream, launch.plan, launch.fields, launch.sources, launch.anchors) }
+            .map_err(|error| match error {
+                LaunchError::Driver { call, what, source } => self.failed(call, &what, source),
+                other => self.unknown("cuLaunchKernel", other.to_string()),
+            })
+    }
+
+    fn share(&self, _slots: u32) -> Result<RingShare, DeviceError> {
+        Ok(RingShare::default())
+    }
+
+    fn ready_event(&self, _ring: &RingShare, _slot: u32) -> Result<(EventId, IpcHandle), DeviceError> {
+        // The driver shares events only if they keep no times.
+        let flags =
+            CUevent_flags::CU_EVENT_INTERPROCESS as u32 | CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
+        self.enter()?;
+        let mut event = std::ptr::null_mut();
+        // SAFETY: it writes `event`, and takes any flags.
+        unsafe { sys::cuEventCreate(&raw mut event, flags) }
+            .result()
+            .map_err(|error| self.failed("cuEventCreate", "interprocess", error))?;
+        let (id, event) = self.keep(event);
+        let mut handle = sys::CUipcEventHandle { reserved: [0; 64] };
+        // SAFETY: the event was created just now, for several processes; the call writes `handle`, which is its type.
+        let exported = unsafe { sys::cuIpcGetEventHandle(&raw mut handle, event.name.0) }.result();
+        if let Err(error) = exported {
+            self.destroy_event(id);
+            return Err(self.failed("cuIpcGetEventHandle", "", error));
+        }
+        Ok((id, to_handle(handle.reserved)))
+    }
+
+    fn open_event(&self, _ring: &RingShare, handle: &IpcHandle) -> Result<EventId, DeviceError> {
+        self.enter()?;
+        let handle = sys::CUipcEventHandle { reserved: handle.0.map(|byte| c_char::from_le_bytes([byte])) };
+        let mut event = std::ptr::null_mut();
+        // SAFETY: it takes any 64 bytes, which it checks, and writes `event`.
+        unsafe { sys::cuIpcOpenEventHandle(&raw mut event, handle) }
+            .result()
+            .map_err(|error| self.failed("cuIpcOpenEventHandle", "the client's", error))?;
+        Ok(self.keep(event).0)
+    }
+
+    fn export_memory(&self, at: DevicePtr) -> Result<IpcHandle, DeviceError> {
+        self.enter()?;
+        let bytes = self.allocations.lock().get(&at.0).copied();
+        match bytes {
+            Some(bytes) if bytes >= LARGE => {}
+            found => {
+                let what = format!("an allocation of 1 MiB or more is wanted, found {found:?} bytes");
+                return Err(self.unknown("cuIpcGetMemHandle", what));
+            }
+        }
+        let mut handle = sys::CUipcMemHandle { reserved: [0; 64] };
+        // SAFETY: `at` is an allocation of this context; the call writes `handle`, which is its type.
+        unsafe { sys::cuIpcGetMemHandle(&raw mut handle, at.0) }
+            .result()
+            .map_err(|error| self.failed("cuIpcGetMemHandle", "", error))?;
+        Ok(to_handle(handle.reserved))
+    }
+
+    fn fds(&self, _ring: &RingShare, _at: DevicePtr) -> Result<Vec<OwnedFd>, DeviceError> {
+        Ok(Vec::new())
+    }
+}
+
+impl Drop for CudaDevice {
+    fn drop(&mut self) {
+        let entered = self.context.bind_to_thread();
+        for stream in self.streams.get_mut().drain(..) {
+            let destroyed = entered.and_then(|()| {
+                // SAFETY: `stream()` created it, and nobody else has it; the driver lets its work end first.
+                unsafe { result::stream::destroy(stream.0) }
+            });
+            dropped("cuStreamDestroy", destroyed);
+        }
+    }
+}
+
+/// Host memory that was mapped, touched and registered.
+#[derive(Debug)]
+struct CudaPinned {
+    mapping: MmapMut,
+    /// Byte 0, for the device.
+    at: u64,
+    context: Arc<CudaContext>,
+    table: Arc<Mutex<BTreeMap<u64, u64>>>,
+}
+
+impl Pinned for CudaPinned {
+    fn bytes(&self) -> u64 {
+        self.mapping.len() as u64
+    }
+
+    fn address(&self) -> DevicePtr {
+        DevicePtr(self.at)
+    }
+
+    fn write(&mut self, offset: u64, from: &[u8]) {
+        let start = usize::try_from(offset).expect("inside a mapping");
+        self.mapping[start..][..from.len()].copy_from_slice(from);
+    }
+}
+
+impl Drop for CudaPinned {
+    fn drop(&mut self) {
+        self.table.lock().remove(&self.at);
+        let start = self.mapping.as_mut_ptr().cast::<c_void>();
+        let gone = self.context.bind_to_thread().and_then(|()| {
+            // SAFETY: `pin` registered it, and only this unregisters it, before the mapping goes.
+            unsafe { sys::cuMemHostUnregister(start) }.result()
+        });
+        dropped("cuMemHostUnregister", gone);
+    }
+}
+
+/// Makes the kernel give it all its pages, by several threads: registering would do it by one.
+fn touch(mapping: &mut [u8]) -> std::io::Result<()> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(TOUCH_THREADS);
+    let share = mapping.len().div_ceil(threads).max(TOUCH_BYTES);
+    let touch = |part: &mut [u8]| part.iter_mut().step_by(4096).for_each(|byte| *byte = 0);
+    if mapping.len() <= share {
+        touch(mapping);
+        return Ok(());
+    }
+    std::thread::scope(|scope| {
+        mapping.chunks_mut(share).try_for_each(|part| {
+            std::thread::Builder::new()
+                .name("pin".to_owned())
+                .spawn_scoped(scope, move || touch(part))
+                .map(drop)
+        })
+    })
+}
