@@ -15,7 +15,7 @@ use robocache_wire::consumer::Lease;
 use robocache_wire::spec::{ColumnInfo, ColumnRole, LoaderInfo, Place, Position};
 
 use crate::error::{ColumnError, GpuError};
-use crate::gpu::{Gpu, Noted, Ring, Stream};
+use crate::gpu::{Gpu, Readers, Ring, Stream};
 use crate::text::TextTable;
 
 /// What all batches of a loader have in common. Checked when the loader was connected.
@@ -35,8 +35,8 @@ pub struct Batch {
     /// `None` only while it is dropped.
     lease: Option<Lease>,
     shared: Arc<Shared>,
-    /// The streams that read its device columns.
-    noted: Mutex<Vec<Noted>>,
+    /// Of its device columns.
+    readers: Mutex<Readers>,
     header: BatchHeader,
     after: Position,
 }
@@ -54,8 +54,8 @@ impl fmt::Debug for Batch {
 }
 
 impl Batch {
-    pub(crate) const fn new(lease: Lease, shared: Arc<Shared>, header: BatchHeader, after: Position) -> Self {
-        Self { lease: Some(lease), shared, noted: Mutex::new(Vec::new()), header, after }
+    pub(crate) fn new(lease: Lease, shared: Arc<Shared>, header: BatchHeader, after: Position) -> Self {
+        Self { lease: Some(lease), shared, readers: Mutex::default(), header, after }
     }
 
     const fn lease(&self) -> &Lease {
@@ -142,8 +142,15 @@ impl Batch {
     /// and as often as one likes, before the work is enqueued. Nothing waits here. A batch in host memory needs none.
     pub fn use_on(&self, stream: Stream) -> Result<(), GpuError> {
         let Some(ring) = &self.shared.ring else { return Ok(()) };
-        let mut noted = self.noted.lock().unwrap_or_else(PoisonError::into_inner);
-        ring.use_on(self.slot(), stream, &mut noted)
+        let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
+        ring.use_on(self.slot(), stream, &mut readers)
+    }
+
+    /// As [`Self::use_on`], for readers whose streams cannot be named: once the batch is dropped, the slot goes back when the
+    /// device has done all that this process had given it by then, which a thread of the loader's waits for.
+    pub fn use_anywhere(&self) -> Result<(), GpuError> {
+        let Some(ring) = &self.shared.ring else { return Ok(()) };
+        ring.use_anywhere(&mut self.readers.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The strings of text column `name`, row by row.
@@ -191,8 +198,8 @@ impl Drop for Batch {
     fn drop(&mut self) {
         // Without a ring on a GPU the lease ends here by itself.
         if let (Some(lease), Some(ring)) = (self.lease.take(), &self.shared.ring) {
-            let noted = self.noted.get_mut().unwrap_or_else(PoisonError::into_inner);
-            ring.release(lease, std::mem::take(noted));
+            let readers = self.readers.get_mut().unwrap_or_else(PoisonError::into_inner);
+            ring.release(lease, std::mem::take(readers));
         }
     }
 }

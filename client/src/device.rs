@@ -16,6 +16,7 @@ use std::thread::ThreadId;
 use cudarc::driver::{DriverError, sys};
 use robocache_wire::spec::{GpuRing, IpcHandle};
 
+use crate::cure::cure;
 use crate::error::GpuError;
 use crate::gpu::{Closed, DeviceRing, Gpu, Noted, Recorded};
 
@@ -250,6 +251,19 @@ impl DeviceRing for CudaRing {
         }
     }
 
+    fn finish(&self) -> Recorded {
+        use sys::CUresult as Code;
+        let Ok(_entered) = self.enter() else { return Recorded::Lost };
+        // SAFETY: the context is current.
+        match unsafe { sys::cuCtxSynchronize() } {
+            Code::CUDA_SUCCESS => Recorded::Done,
+            Code::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED | Code::CUDA_ERROR_STREAM_CAPTURE_IMPLICIT => {
+                Recorded::NotNow
+            }
+            _ => Recorded::Lost,
+        }
+    }
+
     fn read(&self, slot: usize, at: u64, to: &mut [u8]) -> Result<(), GpuError> {
         let _entered = self.enter()?;
         let ready = self.ready.get(slot).copied().unwrap_or(std::ptr::null_mut());
@@ -265,7 +279,7 @@ impl DeviceRing for CudaRing {
         check("cuStreamSynchronize", waited)
     }
 
-    fn close(&mut self) -> Closed {
+    fn close(&self) -> Closed {
         let Ok(entered) = self.enter() else { return Closed::Left };
         for event in &self.done {
             // What was enqueued on the memory must be over before it is unmapped. Where that cannot be known (in a thread
@@ -285,9 +299,9 @@ impl DeviceRing for CudaRing {
             // SAFETY: opened by us, closed once: `close` is called once, and the slots' batches are gone by then.
             also(unsafe { sys::cuIpcCloseMemHandle(self.base) });
         }
-        for event in self.ready.drain(..).chain(self.done.drain(..)) {
+        for event in self.ready.iter().chain(&self.done) {
             // SAFETY: opened or made by us, destroyed once.
-            also(unsafe { sys::cuEventDestroy_v2(event) });
+            also(unsafe { sys::cuEventDestroy_v2(*event) });
         }
         for stream in [self.joining, self.reading] {
             if !stream.is_null() {
@@ -439,40 +453,4 @@ fn failed(call: &'static str, error: DriverError) -> GpuError {
         .error_string()
         .map_or_else(|_| name.clone(), |text| format!("{} ({name})", text.to_string_lossy()));
     GpuError::Call { call, what, cure: cure(call, error.0).to_owned() }
-}
-
-/// What usually helps.
-fn cure(call: &str, code: sys::CUresult) -> &'static str {
-    use sys::CUresult as Code;
-    match (call, code) {
-        (_, Code::CUDA_ERROR_NO_DEVICE) => {
-            "The driver shows no GPU to this process: look at CUDA_VISIBLE_DEVICES and at the GPUs that the container was given"
-        }
-        (_, Code::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH | Code::CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE) => {
-            "libcuda and the kernel's driver differ: reboot after a driver upgrade, or give the container the host's libcuda"
-        }
-        (_, Code::CUDA_ERROR_SYSTEM_NOT_READY) => {
-            "The system is not ready: start nvidia-fabricmanager (NVSwitch hosts)"
-        }
-        (_, Code::CUDA_ERROR_OUT_OF_MEMORY) => {
-            "The GPU's memory is full; a process needs some 500 MB for its context: see nvidia-smi"
-        }
-        ("cuDevicePrimaryCtxRetain", Code::CUDA_ERROR_DEVICE_UNAVAILABLE) => {
-            "The GPU is in exclusive mode and another process has it: nvidia-smi -c DEFAULT, or run MPS"
-        }
-        (_, Code::CUDA_ERROR_MPS_CONNECTION_FAILED | Code::CUDA_ERROR_MPS_SERVER_NOT_READY) => {
-            "The daemon and its clients must use the same MPS server (CUDA_MPS_PIPE_DIRECTORY), or none of them any"
-        }
-        (
-            "cuIpcOpenMemHandle" | "cuIpcOpenEventHandle" | "cuIpcGetEventHandle",
-            Code::CUDA_ERROR_NOT_SUPPORTED,
-        ) => {
-            "This device has no CUDA IPC (Jetson, or another instance of MIG): use device \"cpu\", or the same MIG instance"
-        }
-        ("cuIpcOpenMemHandle" | "cuIpcOpenEventHandle", _) => {
-            "CUDA IPC needs the daemon and this process in one PID and one IPC namespace (containers: --pid=host --ipc=host, \
-             or the same pod), under one user, and both or neither under MPS"
-        }
-        _ => "",
-    }
 }

@@ -40,7 +40,7 @@ pub(crate) struct SimRing {
     shared: Arc<Shared>,
     /// Places of the `ready` events.
     ready: Vec<u64>,
-    late: Option<Late>,
+    late: Mutex<Option<Late>>,
 }
 
 #[derive(Debug)]
@@ -119,7 +119,7 @@ pub(crate) fn open(
     let gpu = Gpu { kind: ring.kind, ordinal: 0, uuid: ring.uuid.clone(), name: ring.name.clone() };
     let ready = ring.ready.iter().map(sim::number).collect();
     let handles = (0..ring.ready.len()).map(|slot| sim::handle(shared.done(slot))).collect();
-    Ok((SimRing { gpu, shared, ready, late }, handles))
+    Ok((SimRing { gpu, shared, ready, late: Mutex::new(late) }, handles))
 }
 
 impl Late {
@@ -137,7 +137,8 @@ impl SimRing {
     fn record(&self, slot: usize) -> Result<(), SegmentError> {
         let shared = &self.shared;
         let record = shared.events.record(shared.done(slot))?;
-        let Some(late) = &self.late else { return shared.events.complete(shared.done(slot), record) };
+        let late = self.late.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(late) = &*late else { return shared.events.complete(shared.done(slot), record) };
         let read = Read { slot, record, bytes: shared.slot(slot)?, until: Instant::now() + late.by };
         // The thread ends with this sender only.
         late.reads.send(read).ok();
@@ -175,6 +176,10 @@ impl DeviceRing for SimRing {
         self.record(slot).map_or(Recorded::Lost, |()| Recorded::Done)
     }
 
+    fn finish(&self) -> Recorded {
+        Recorded::Done
+    }
+
     fn read(&self, slot: usize, at: u64, to: &mut [u8]) -> Result<(), GpuError> {
         self.wait_ready(slot, Stream::LEGACY)?;
         self.shared
@@ -183,8 +188,9 @@ impl DeviceRing for SimRing {
             .map_err(|error| GpuError::Ring { uuid: self.gpu.uuid.clone(), what: error.to_string() })
     }
 
-    fn close(&mut self) -> Closed {
-        if let Some(Late { reads, thread, .. }) = self.late.take() {
+    fn close(&self) -> Closed {
+        let late = self.late.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(Late { reads, thread, .. }) = late {
             drop(reads);
             // It ends when it has taken what was sent.
             thread.join().ok();

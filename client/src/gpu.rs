@@ -26,6 +26,7 @@ use robocache_wire::spec::{GpuRing, IpcHandle};
 
 pub use crate::device::Stream;
 use crate::device_sim::Lateness;
+use crate::drain::{Drain, Forfeited};
 use crate::error::GpuError;
 
 /// The device that a loader's batches are on.
@@ -85,6 +86,14 @@ pub(crate) fn same(a: &str, b: &str) -> bool {
     digits(a).is_some() && digits(a) == digits(b)
 }
 
+/// What reads a batch.
+#[derive(Debug, Default)]
+pub(crate) struct Readers {
+    streams: Vec<Noted>,
+    /// Streams that nobody named, too.
+    others: bool,
+}
+
 /// A stream that reads a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Noted {
@@ -122,16 +131,18 @@ pub(crate) trait DeviceRing: fmt::Debug + Send + Sync {
     fn wait_ready(&self, slot: usize, stream: Stream) -> Result<(), GpuError>;
     /// Marks the slot done with when all that is enqueued on the noted streams so far is. Never waits.
     fn record_done(&self, slot: usize, noted: &[Noted]) -> Recorded;
+    /// Waits until all that this process has given the device so far is done.
+    fn finish(&self) -> Recorded;
     /// Copies to the host, and waits for it.
     fn read(&self, slot: usize, at: u64, to: &mut [u8]) -> Result<(), GpuError>;
     /// Closes everything, once, after the reads that were marked are over.
-    fn close(&mut self) -> Closed;
+    fn close(&self) -> Closed;
 }
 
 /// An opened ring.
 #[derive(Debug)]
 pub(crate) struct Ring {
-    device: Box<dyn DeviceRing>,
+    device: Arc<dyn DeviceRing>,
     slot_bytes: u64,
     consumer: Arc<Consumer>,
     connection: Arc<Connection>,
@@ -144,6 +155,8 @@ struct Unreleased {
     later: Vec<(Lease, Vec<Noted>)>,
     /// Whether slots were forfeited: nobody knows when the memory is unused.
     lost: bool,
+    /// Where there are readers that nobody named.
+    drain: Option<Drain>,
 }
 
 impl Unreleased {
@@ -168,14 +181,14 @@ impl Ring {
         consumer: &Arc<Consumer>,
         connection: &Arc<Connection>,
     ) -> Result<(Self, Vec<IpcHandle>), GpuError> {
-        let (device, handles): (Box<dyn DeviceRing>, _) = match (ring.kind, fds) {
+        let (device, handles): (Arc<dyn DeviceRing>, _) = match (ring.kind, fds) {
             (GpuKind::Cuda, _) => {
                 let (device, handles) = crate::device::open(ring)?;
-                (Box::new(device), handles)
+                (Arc::new(device), handles)
             }
             (GpuKind::Sim, Some(fds)) => {
                 let (device, handles) = crate::device_sim::open(ring, fds, lateness)?;
-                (Box::new(device), handles)
+                (Arc::new(device), handles)
             }
             (GpuKind::Sim, None) => {
                 let what = "Opened came without its memory and events".to_owned();
@@ -210,15 +223,32 @@ impl Ring {
         self.device.read(slot, self.at(slot, offset), to)
     }
 
-    /// Makes `stream` wait for the batch in `slot`, unless `noted` has it, and notes it.
-    pub(crate) fn use_on(&self, slot: usize, stream: Stream, noted: &mut Vec<Noted>) -> Result<(), GpuError> {
+    /// Makes `stream` wait for the batch in `slot`, unless `readers` has it, and notes it.
+    pub(crate) fn use_on(&self, slot: usize, stream: Stream, readers: &mut Readers) -> Result<(), GpuError> {
         self.check_process()?;
         self.device.check_stream(stream)?;
         let new = Noted::new(stream, std::thread::current().id());
-        if !noted.contains(&new) {
+        if !readers.streams.contains(&new) {
             self.device.wait_ready(slot, stream)?;
-            noted.push(new);
+            readers.streams.push(new);
         }
+        Ok(())
+    }
+
+    /// Notes streams that nobody names. They need not be made to wait: what is published is made.
+    pub(crate) fn use_anywhere(&self, readers: &mut Readers) -> Result<(), GpuError> {
+        self.check_process()?;
+        let mut unreleased = self.unreleased();
+        if unreleased.drain.is_none() {
+            let slots = usize::try_from(self.consumer.shape().slots).unwrap_or(usize::MAX);
+            let drain = Drain::start(&self.device, slots).map_err(|error| GpuError::Call {
+                call: "starting a thread",
+                what: error.to_string(),
+                cure: String::new(),
+            })?;
+            unreleased.drain = Some(drain);
+        }
+        readers.others = true;
         Ok(())
     }
 
@@ -229,16 +259,19 @@ impl Ring {
         }
     }
 
-    /// Gives a slot back behind the streams that read it.
-    pub(crate) fn release(&self, lease: Lease, noted: Vec<Noted>) {
+    /// Gives a slot back behind those who read it.
+    pub(crate) fn release(&self, lease: Lease, readers: Readers) {
+        let Readers { streams, others } = readers;
         // A child's drop of a lease does nothing, which is all that may be done there.
-        if noted.is_empty() || self.consumer.forked() == Forked::Child {
+        if self.consumer.forked() == Forked::Child || (streams.is_empty() && !others) {
             drop(lease);
-            return;
-        }
-        match self.device.record_done(lease.slot(), &noted) {
-            Recorded::Done => drop(lease),
-            other => self.unreleased().settle(other, lease, noted),
+        } else if others && let Some(drain) = &self.unreleased().drain {
+            drain.put(lease);
+        } else {
+            match self.device.record_done(lease.slot(), &streams) {
+                Recorded::Done => drop(lease),
+                other => self.unreleased().settle(other, lease, streams),
+            }
         }
     }
 
@@ -262,8 +295,9 @@ impl Drop for Ring {
             return;
         }
         self.retry();
-        let Unreleased { later, lost } = std::mem::take(&mut *self.unreleased());
-        let in_use = lost || !later.is_empty();
+        let Unreleased { later, lost, drain } = std::mem::take(&mut *self.unreleased());
+        let forfeited = drain.map_or(Forfeited::None, Drain::end);
+        let in_use = lost || forfeited == Forfeited::Some || !later.is_empty();
         for (lease, _) in later {
             lease.forfeit();
         }

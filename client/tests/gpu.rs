@@ -156,6 +156,22 @@ fn a_loader_without_batches_in_hand_says_bye_at_once() {
 }
 
 #[test]
+fn readers_that_nobody_names_are_waited_for_and_the_slots_go_round() {
+    let mini = Mini::start(Script { anchors: 4000, ..Script::default() });
+    let mut loader = builder(&mini).slots(2).connect().unwrap();
+    let mut seen = Vec::new();
+    while let Some(batch) = loader.next_batch().unwrap() {
+        batch.use_anywhere().unwrap();
+        seen.extend(batch.ids());
+    }
+    assert_eq!(seen, (0..4000).collect::<Vec<_>>());
+    assert_eq!(mini.seen.gpu.done_records(), 0);
+    drop(loader);
+    let seen = stopped(mini);
+    assert_eq!((seen.byes.load(Ordering::SeqCst), seen.leased_at_bye.load(Ordering::SeqCst)), (1, 0));
+}
+
+#[test]
 fn batches_are_dropped_in_any_thread() {
     let mini = Mini::start(Script { anchors: 4000, ..Script::default() });
     let mut loader = builder(&mini).slots(4).connect().unwrap();

@@ -1,15 +1,17 @@
 //! One leased batch, for `robocache/_batch.py`: its columns as DLPack tensors, its texts as lists.
 //!
-//! The lease lives in an `Arc` that every tensor clones, so the slot goes back with the last of them.
+//! The lease lives in an `Arc` that every tensor clones, so the slot goes back with the last of them. Columns on a CUDA device
+//! are exported where they lie; those on a simulated one are copied to the host.
 
 use std::sync::Arc;
 
-use pyo3::exceptions::{PyKeyError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyTuple};
-use robocache::{ColumnError, ColumnRole};
+use robocache::gpu::{GpuKind, Stream};
+use robocache::{ColumnRole, Place};
 
-use crate::dlpack::Tensor;
+use crate::dlpack::{self, Tensor};
+use crate::errors::{self, of_column};
 
 #[pyclass(frozen, module = "robocache._robocache")]
 pub(crate) struct Batch {
@@ -21,6 +23,10 @@ pub(crate) struct Batch {
 impl Batch {
     pub(crate) fn new(leased: robocache::Batch, keys: Py<PyTuple>) -> Self {
         Self { leased: Arc::new(leased), keys }
+    }
+
+    fn place(&self, key: &str) -> Option<Place> {
+        self.leased.columns().iter().find(|column| column.name == key).map(|column| column.place)
     }
 
     fn role(&self, key: &str) -> Option<ColumnRole> {
@@ -59,29 +65,52 @@ impl Batch {
     /// Dtype and shape of a column, for people.
     fn describe(&self, key: &str) -> PyResult<String> {
         if let Some(ColumnRole::Text { .. }) = self.role(key) {
-            return Ok(format!("text{:?}", self.leased.raw(key).map_err(column_error)?.shape()));
+            return Ok(format!("text{:?}", self.leased.raw(key).map_err(of_column)?.shape()));
         }
-        let tensor = self.leased.tensor(key).map_err(column_error)?;
+        if let Ok(tensor) = self.leased.device_tensor(key) {
+            return Ok(format!("{}{:?}", tensor.dtype(), tensor.shape()));
+        }
+        let tensor = self.leased.tensor(key).map_err(of_column)?;
         Ok(format!("{}{:?}", tensor.dtype(), tensor.shape()))
+    }
+
+    /// The number of the CUDA device that the columns are on, in this process; None if they are in host memory.
+    #[getter]
+    fn cuda(&self) -> Option<u32> {
+        self.leased.gpu().filter(|gpu| gpu.kind == GpuKind::Cuda).map(|gpu| gpu.ordinal)
+    }
+
+    /// Work that is put on the CUDA stream of this number from now on reads the batch.
+    fn use_on(&self, stream: u64) -> PyResult<()> {
+        dlpack::use_on(&self.leased, stream)
     }
 
     /// The column as a tensor, or as a list of strings where it is text.
     fn column<'py>(&self, py: Python<'py>, key: &str) -> PyResult<Bound<'py, PyAny>> {
         if let Some(ColumnRole::Text { .. }) = self.role(key) {
-            let texts = self.leased.text(key).map_err(column_error)?;
+            let texts = self.leased.text(key).map_err(of_column)?;
             let steps = texts.len() / self.leased.rows().max(1);
-            if self.leased.raw(key).map_err(column_error)?.shape().len() == 1 {
+            if self.leased.raw(key).map_err(of_column)?.shape().len() == 1 {
                 return Ok(PyList::new(py, texts)?.into_any());
             }
             // A window over a text stream: a list of its steps for each sample.
             return Ok(PyList::new(py, texts.chunks(steps.max(1)))?.into_any());
         }
-        let tensor = self.leased.tensor(key).map_err(column_error)?;
-        let shape: Result<Vec<i64>, _> = tensor.shape().into_iter().map(i64::try_from).collect();
-        let shape = shape.map_err(|error| PyValueError::new_err(format!("column {key:?}: {error}")))?;
-        let dtype = tensor.dtype();
-        let tensor = Tensor::over(&self.leased, dtype, shape, |leased| Ok(leased.tensor(key)?.bytes()))
-            .map_err(column_error)?;
+        let on_device = self.place(key) == Some(Place::Device);
+        let tensor = match self.leased.gpu().map(|gpu| gpu.kind) {
+            Some(GpuKind::Cuda) if on_device => Tensor::on_device(&self.leased, key)?,
+            Some(GpuKind::Sim) if on_device => {
+                self.leased.use_on(Stream::LEGACY).map_err(|error| errors::of_gpu(&error))?;
+                let tensor = self.leased.device_tensor(key).map_err(of_column)?;
+                Tensor::copied(key, &tensor)?
+            }
+            _ => {
+                let tensor = self.leased.tensor(key).map_err(of_column)?;
+                let (dtype, shape) = (tensor.dtype(), dlpack::signed(key, tensor.shape())?);
+                Tensor::over(&self.leased, dtype, shape, |leased| Ok(leased.tensor(key)?.bytes()))
+                    .map_err(of_column)?
+            }
+        };
         Ok(Bound::new(py, tensor)?.into_any())
     }
 
@@ -89,13 +118,5 @@ impl Batch {
     fn ids<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
         let bytes: Vec<u8> = self.leased.ids().into_iter().flat_map(u64::to_le_bytes).collect();
         PyBytes::new(py, &bytes)
-    }
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "the shape map_err wants")]
-fn column_error(error: ColumnError) -> PyErr {
-    match error {
-        ColumnError::Missing { .. } => PyKeyError::new_err(error.to_string()),
-        _ => PyValueError::new_err(error.to_string()),
     }
 }

@@ -1,10 +1,11 @@
-//! A column of a batch as a DLPack capsule, which is how numpy, torch and JAX read it in place.
+//! A column of a batch as a DLPack capsule, which is how numpy, torch, JAX and CuPy read it in place.
 //!
 //! Owns the two managed-tensor structs of DLPack (dmlc/dlpack `include/dlpack/dlpack.h`, 1.0 and before it) and their
 //! deleters. What must stay true: a capsule keeps its batch, hence the lease on the slot, until the consumer calls
 //! the deleter, exactly once, from any thread, with or without Python's lock; the memory is never written by us
-//! while a capsule is out (the ring sees to it) and is mapped read-only, which a versioned capsule says.
-#![expect(unsafe_code, reason = "DLPack is a C structure passed through PyCapsule")]
+//! while a capsule is out (the ring sees to it) and is mapped read-only, which a versioned capsule says. Of a column on
+//! a CUDA device the stream that the consumer names is made to wait, and noted, before it gets the capsule.
+#![expect(unsafe_code, reason = "DLPack is a C structure passed through PyCapsule, streams are numbers")]
 
 use std::ffi::{CStr, c_void};
 use std::sync::Arc;
@@ -13,10 +14,16 @@ use pyo3::exceptions::{PyBufferError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
+use robocache::DeviceTensor;
+use robocache::gpu::Stream;
 use robocache_types::DType;
+
+use crate::errors;
 
 /// `kDLCPU`, device 0.
 const CPU: (i32, i32) = (1, 0);
+/// `kDLCUDA`.
+const CUDA: i32 = 2;
 /// `DLPACK_FLAG_BITMASK_READ_ONLY`.
 pub(crate) const READ_ONLY: u64 = 1;
 /// `DLPACK_FLAG_BITMASK_IS_COPIED`.
@@ -115,23 +122,43 @@ impl Form for ManagedVersioned {
     }
 }
 
-/// Some bytes as a tensor: contiguous, row-major, on the host.
+/// Some bytes as a tensor: contiguous, row-major.
 ///
-/// Made only by [`Tensor::over`], which takes a slice borrowed from the keeper, so `data` is good for as long as
+/// Made only by [`Tensor::over`] and [`Tensor::on_device`], from what the keeper has, so `data` is good for as long as
 /// `keeper` lives.
 #[pyclass(frozen, module = "robocache._robocache")]
 pub(crate) struct Tensor {
     keeper: Keeper,
+    /// In host memory, or an address of the device's.
     data: *const u8,
     len_bytes: usize,
     dtype: DType,
     shape: Vec<i64>,
+    cuda: Option<Cuda>,
+}
+
+/// Where a tensor on a CUDA device is from.
+#[derive(Clone)]
+struct Cuda {
+    /// As this process counts.
+    ordinal: i32,
+    batch: Arc<robocache::Batch>,
+    key: String,
 }
 
 // SAFETY: `data` points into memory that `keeper`, itself Send + Sync, keeps mapped, and nobody here writes it.
 unsafe impl Send for Tensor {}
 // SAFETY: as above; all methods only read.
 unsafe impl Sync for Tensor {}
+
+/// Says that work on the stream of this number reads `batch` from now on: what `__dlpack__(stream=)` and the current stream
+/// of torch mean. 0 is the legacy default stream, as in the runtime.
+pub(crate) fn use_on(batch: &robocache::Batch, stream: u64) -> PyResult<()> {
+    // SAFETY: the number of a stream, by the word of the library that has it: Python cannot prove more, and the package
+    // says so where a user names one (`Batch.record_stream`). Libraries' own streams are pooled and live on.
+    let stream = unsafe { Stream::from_raw(stream) };
+    batch.use_on(stream).map_err(|error| errors::of_gpu(&error))
+}
 
 impl Tensor {
     /// The tensor of `shape` (rows first) over the bytes that `bytes_of` finds in `keeper`.
@@ -145,12 +172,44 @@ impl Tensor {
     ) -> Result<Self, E> {
         let bytes = bytes_of(keeper)?;
         let (data, len_bytes) = (bytes.as_ptr(), bytes.len());
-        Ok(Self { keeper: Arc::<K>::clone(keeper), data, len_bytes, dtype, shape })
+        Ok(Self { keeper: Arc::<K>::clone(keeper), data, len_bytes, dtype, shape, cuda: None })
     }
 
+    /// The column `key` of a batch on a CUDA device, where it lies.
+    pub(crate) fn on_device(batch: &Arc<robocache::Batch>, key: &str) -> PyResult<Self> {
+        let tensor = batch.device_tensor(key).map_err(errors::of_column)?;
+        let number = |error| PyBufferError::new_err(format!("column {key:?}: {error}"));
+        let address = usize::try_from(tensor.address()).map_err(number)?;
+        let ordinal = i32::try_from(tensor.gpu().ordinal).map_err(number)?;
+        Ok(Self {
+            keeper: Arc::<robocache::Batch>::clone(batch),
+            data: std::ptr::without_provenance(address),
+            len_bytes: tensor.len_bytes(),
+            dtype: tensor.dtype(),
+            shape: signed(key, tensor.shape())?,
+            cuda: Some(Cuda { ordinal, batch: Arc::clone(batch), key: key.to_owned() }),
+        })
+    }
+
+    /// A copy, in host memory, of a column on a device.
+    pub(crate) fn copied(key: &str, tensor: &DeviceTensor<'_>) -> PyResult<Self> {
+        let bytes = tensor.to_host().map_err(|error| errors::of_gpu(&error))?;
+        let lines = Arc::new(Lines::copy_of(&bytes));
+        Self::over(&lines, tensor.dtype(), signed(key, tensor.shape())?, |lines| Ok(lines.bytes()))
+    }
+
+    /// The bytes of a tensor in host memory.
     fn bytes(&self) -> &[u8] {
+        assert!(self.cuda.is_none(), "device memory has no bytes here");
         // SAFETY: `data` and `len_bytes` are those of a slice of `keeper`'s, which `self` keeps alive.
         unsafe { std::slice::from_raw_parts(self.data, self.len_bytes) }
+    }
+
+    const fn device(&self) -> (i32, i32) {
+        match &self.cuda {
+            None => CPU,
+            Some(cuda) => (CUDA, cuda.ordinal),
+        }
     }
 
     fn capsule<M: Form>(&self, py: Python<'_>, copy: bool) -> PyResult<Py<PyAny>> {
@@ -166,8 +225,8 @@ impl Tensor {
             .map_err(|error| PyBufferError::new_err(format!("dimensions: {error}")))?;
         let tensor = DlTensor {
             data: data.cast_mut().cast(),
-            device_type: CPU.0,
-            device_id: CPU.1,
+            device_type: self.device().0,
+            device_id: self.device().1,
             ndim,
             code,
             bits,
@@ -247,6 +306,25 @@ impl Tensor {
             len_bytes: self.len_bytes,
             dtype,
             shape: self.shape.clone(),
+            cuda: self.cuda.clone(),
+        }
+    }
+
+    /// The same values in host memory: itself, or a copy made now.
+    fn to_host(slf: &Bound<'_, Self>) -> PyResult<Py<Self>> {
+        let Some(Cuda { batch, key, .. }) = &slf.get().cuda else { return Ok(slf.clone().unbind()) };
+        let copied = slf.py().detach(|| {
+            let tensor = batch.device_tensor(key).map_err(errors::of_column)?;
+            Self::copied(key, &tensor)
+        })?;
+        Py::new(slf.py(), copied)
+    }
+
+    /// Whoever reads it does so on streams that nobody names: the slot goes back once the device has done all it was given.
+    fn read_anywhere(&self) -> PyResult<()> {
+        match &self.cuda {
+            Some(cuda) => cuda.batch.use_anywhere().map_err(|error| errors::of_gpu(&error)),
+            None => Ok(()),
         }
     }
 
@@ -259,12 +337,31 @@ impl Tensor {
         dl_device: Option<(i32, i32)>,
         copy: Option<bool>,
     ) -> PyResult<Py<PyAny>> {
-        if stream.is_some() {
+        if let Some(cuda) = &self.cuda {
+            let elsewhere = dl_device.is_some_and(|wanted| wanted != self.device());
+            if elsewhere || copy == Some(true) {
+                return Err(PyBufferError::new_err(format!(
+                    "this tensor is exported where it lies, on cuda:{}: copy or move it after importing it (clone(), \
+                     .to())",
+                    cuda.ordinal
+                )));
+            }
+            // What the array API says the numbers mean; 0, which it leaves out, is what CuPy calls the default stream.
+            match stream.map(|stream| stream.extract::<i64>()).transpose()? {
+                None => use_on(&cuda.batch, Stream::LEGACY.raw())?,
+                Some(-1) => self.read_anywhere()?,
+                Some(number) => use_on(
+                    &cuda.batch,
+                    u64::try_from(number).map_err(|_negative| {
+                        PyBufferError::new_err(format!("stream={number} is no stream"))
+                    })?,
+                )?,
+            }
+        } else if stream.is_some() {
             return Err(PyBufferError::new_err(
                 "this tensor is in host memory, which has no streams: stream=None",
             ));
-        }
-        if dl_device.is_some_and(|wanted| wanted != CPU) {
+        } else if dl_device.is_some_and(|wanted| wanted != CPU) {
             return Err(PyBufferError::new_err(
                 "this tensor is in host memory (dl_device (1, 0)); move it after importing it",
             ));
@@ -276,9 +373,8 @@ impl Tensor {
         }
     }
 
-    #[expect(clippy::unused_self, reason = "a method in Python")]
-    fn __dlpack_device__(&self) -> (i32, i32) {
-        CPU
+    const fn __dlpack_device__(&self) -> (i32, i32) {
+        self.device()
     }
 
     fn __repr__(&self) -> String {
@@ -309,6 +405,12 @@ impl Lines {
         // SAFETY: `lines` is a slice of lines of 64 bytes without padding, at least `len_bytes` in all.
         unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len_bytes) }
     }
+}
+
+/// A shape as DLPack has it.
+pub(crate) fn signed(key: &str, shape: Vec<usize>) -> PyResult<Vec<i64>> {
+    let shape: Result<_, _> = shape.into_iter().map(i64::try_from).collect();
+    shape.map_err(|error| PyValueError::new_err(format!("column {key:?}: {error}")))
 }
 
 /// DLPack's type code and bits of a dtype.

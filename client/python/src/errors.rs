@@ -4,13 +4,16 @@ use std::error::Error;
 use std::fmt::Write;
 
 use pyo3::PyErr;
-use robocache::{ConnectError, LoaderError, RefusalCode};
+use pyo3::exceptions::{PyKeyError, PyValueError};
+use robocache::{ColumnError, ConnectError, GpuError, LoaderError, RefusalCode};
 
 mod python {
     use pyo3::import_exception;
 
     import_exception!(robocache._errors, RoboCacheError);
     import_exception!(robocache._errors, RequestError);
+    import_exception!(robocache._errors, DeviceError);
+    import_exception!(robocache._errors, DeviceRefused);
     import_exception!(robocache._errors, DatasetError);
     import_exception!(robocache._errors, DaemonNotFound);
     import_exception!(robocache._errors, DaemonGone);
@@ -42,6 +45,7 @@ pub(crate) fn of_connect(error: &ConnectError) -> PyErr {
     match error {
         ConnectError::Argument { .. } => RequestError::new_err(text),
         ConnectError::Refused { code, .. } => of_refusal(*code, text),
+        ConnectError::Gpu(error) => of_gpu(error),
         ConnectError::NoDaemon { .. }
         | ConnectError::NotTrusted { .. }
         | ConnectError::NotAllowed { .. }
@@ -68,9 +72,24 @@ pub(crate) fn of_loader(error: &LoaderError) -> PyErr {
     }
 }
 
+/// Why a device, or a batch on one, cannot be used.
+pub(crate) fn of_gpu(error: &GpuError) -> PyErr {
+    DeviceError::new_err(chain(error))
+}
+
+/// Why a column cannot be had.
+#[expect(clippy::needless_pass_by_value, reason = "the shape map_err wants")]
+pub(crate) fn of_column(error: ColumnError) -> PyErr {
+    match error {
+        ColumnError::Missing { .. } => PyKeyError::new_err(error.to_string()),
+        _ => PyValueError::new_err(error.to_string()),
+    }
+}
+
 fn of_refusal(code: RefusalCode, text: String) -> PyErr {
     match code {
-        RefusalCode::BadRequest | RefusalCode::UnsupportedDevice => RequestError::new_err(text),
+        RefusalCode::BadRequest => RequestError::new_err(text),
+        RefusalCode::UnsupportedDevice => DeviceRefused::new_err(text),
         RefusalCode::NotFound | RefusalCode::Dataset => DatasetError::new_err(text),
         _ => RoboCacheError::new_err(text),
     }

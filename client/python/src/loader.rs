@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
-use robocache::{ConnectError, LoaderBuilder, LoaderError, Next, Position};
+use robocache::gpu::GpuKind;
+use robocache::{ConnectError, LoaderBuilder, LoaderError, LoaderInfo, Next, Position};
 use robocache_wire::spec::LoaderSpec;
 
 use crate::batch::Batch;
@@ -91,8 +92,7 @@ impl Loader {
             },
             (None, None) => connect(py, &builder),
         }?;
-        let info = serde_json::to_string(loader.info())
-            .map_err(|error| RoboCacheError::new_err(format!("the daemon's answer: {error}")))?;
+        let info = info_of(&loader)?;
         let names = loader.columns().iter().map(|column| column.name.as_str());
         let keys = PyTuple::new(py, names.collect::<Vec<_>>())?.unbind();
         let socket = loader.socket().to_owned();
@@ -146,6 +146,22 @@ impl Loader {
         // An embedded daemon is waited for.
         py.detach(|| drop(self.lock().take()));
     }
+}
+
+/// The daemon's answer as JSON. Of a GPU it has what tells which one it is, and none of the handles.
+fn info_of(loader: &robocache::Loader) -> PyResult<String> {
+    let failed = |error| RoboCacheError::new_err(format!("the daemon's answer: {error}"));
+    let mut info = serde_json::to_value(LoaderInfo { gpu: None, ..loader.info().clone() }).map_err(failed)?;
+    if let Some(gpu) = loader.gpu() {
+        let kind = match gpu.kind {
+            GpuKind::Cuda => "cuda",
+            GpuKind::Sim => "sim",
+        };
+        info["gpu"] = serde_json::json!({
+            "kind": kind, "ordinal": gpu.ordinal, "uuid": gpu.uuid, "name": gpu.name,
+        });
+    }
+    serde_json::to_string(&info).map_err(failed)
 }
 
 /// No loader, because of the daemon or because of a signal.
