@@ -7,5 +7,6 @@
 mod broken;
 mod deaths;
 mod epochs;
+mod gpu;
 mod memory;
 mod support;

@@ -1,0 +1,505 @@
+//! Rings on a GPU: the same batches as on a CPU, from every tier, whatever dies, and no slot written under its reader.
+//!
+//! On a simulated device, which runs late and catches what a GPU would not forgive; with `ROBOCACHE_TEST_DEVICE=cuda:0`
+//! on a real one, where slerp may differ by one unit in the last place (its sine is the GPU's own).
+
+use std::io::Write;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use half::{bf16, f16};
+use robocache::{
+    Anchors, Batch, ColumnRole, ConnectError, DType, Interp, LoaderBuilder, LoaderError, Position, Window,
+};
+use rustix::process::Signal;
+
+use crate::support::{Daemon, data};
+
+/// The device under test.
+fn device() -> String {
+    std::env::var("ROBOCACHE_TEST_DEVICE").unwrap_or_else(|_| "sim:0".to_owned())
+}
+
+fn is_simulated() -> bool {
+    device().starts_with("sim")
+}
+
+/// A daemon with a device.
+fn serve(arguments: &[&str]) -> Daemon {
+    let simulate: &[&str] = if is_simulated() { &["--simulate-gpus", "2"] } else { &[] };
+    Daemon::start(&[simulate, arguments].concat())
+}
+
+/// The bytes of a column, wherever it lies.
+fn bytes(batch: &Batch, name: &str) -> Vec<u8> {
+    match batch.device_tensor(name) {
+        Ok(tensor) => tensor.to_host().unwrap(),
+        Err(_on_host) => batch.raw(name).unwrap().bytes().to_vec(),
+    }
+}
+
+/// The whole of a batch: ids, and each column's name, dtype, role and bytes.
+type Whole = (Vec<u64>, Vec<(String, DType, ColumnRole, Vec<u8>)>);
+
+fn whole(batch: &Batch) -> Whole {
+    let columns = batch.columns().iter();
+    let column = |c: &robocache::ColumnInfo| (c.name.clone(), c.dtype, c.role, bytes(batch, &c.name));
+    (batch.ids(), columns.map(column).collect())
+}
+
+/// Distance in units of the last place, for finite floats of one sign or near zero.
+fn ulps(dtype: DType, a: &[u8], b: &[u8]) -> i64 {
+    let ordered = |bits: i64, sign: u32| if bits >> sign & 1 == 1 { -(bits & !(1 << sign)) } else { bits };
+    match dtype {
+        DType::Float32 => {
+            let bits = |x: &[u8]| i64::from(f32::from_le_bytes(x.try_into().unwrap()).to_bits());
+            (ordered(bits(a), 31) - ordered(bits(b), 31)).abs()
+        }
+        DType::BFloat16 => {
+            let bits = |x: &[u8]| i64::from(bf16::from_le_bytes(x.try_into().unwrap()).to_bits());
+            (ordered(bits(a), 15) - ordered(bits(b), 15)).abs()
+        }
+        DType::Float16 => {
+            let bits = |x: &[u8]| i64::from(f16::from_le_bytes(x.try_into().unwrap()).to_bits());
+            (ordered(bits(a), 15) - ordered(bits(b), 15)).abs()
+        }
+        other => panic!("{other} is compared bit for bit"),
+    }
+}
+
+/// Compares batches of both kinds until one epoch of each is over. `slerp` names the columns that may be 1 ulp apart.
+fn equal(on_cpu: &LoaderBuilder, on_gpu: &LoaderBuilder, slerp: &[&str]) -> u64 {
+    let (cpu, mut gpu) = (on_cpu.connect().unwrap(), on_gpu.connect().unwrap());
+    let mut batches = 0;
+    for wanted in cpu {
+        let (wanted, found) =
+            (whole(&wanted.unwrap()), whole(&gpu.next_batch().unwrap().expect("as many batches")));
+        assert_eq!(found.0, wanted.0, "ids of batch {batches}");
+        assert_eq!(found.1.len(), wanted.1.len());
+        for ((name, dtype, role, found), (wanted_name, _, _, wanted)) in found.1.iter().zip(&wanted.1) {
+            assert_eq!((name, found.len()), (wanted_name, wanted.len()));
+            if found != wanted {
+                let close = slerp.contains(&name.as_str()) && !is_simulated() && *role == ColumnRole::Data;
+                let size = dtype.size_bytes();
+                let apart =
+                    found.chunks(size).zip(wanted.chunks(size)).map(|(a, b)| ulps(*dtype, a, b)).max();
+                assert!(close && apart <= Some(1), "{name} of batch {batches} differs: {apart:?} ulps");
+            }
+        }
+        batches += 1;
+    }
+    assert!(gpu.next_batch().unwrap().is_none(), "more batches than on the CPU");
+    batches
+}
+
+/// Every dataset there is, in many shapes: name, loader, columns made by slerp.
+fn recordings(daemon: &Daemon) -> Vec<(&'static str, LoaderBuilder, &'static [&'static str])> {
+    let streams = |files: &[(&str, &str, &str, &str)]| {
+        let mut manifest = "layout = \"streams\"\n".to_owned();
+        for (name, file, time, columns) in files {
+            manifest.push_str(&format!(
+                "[streams.{name}]\nfile = \"{file}\"\ntime = {time}\ncolumns = {columns}\n"
+            ));
+        }
+        manifest
+    };
+    let g1 = |name: &str, dtype| {
+        let deltas = [-0.1, 0.0, 1.0 / 30.0, 0.5];
+        let loader = daemon.loader(data(name)).dtype(dtype).shuffle(true).seed(3).batch_size(250);
+        loader.delta_timestamps("action", deltas).delta_timestamps("observation.state", [0.0])
+    };
+    let seconds = "{ column = \"t\", unit = \"s\" }";
+    let comma = streams(&[
+        ("acceleration", "parquet/imu_accelerometer.parquet", seconds, "[\"value\"]"),
+        ("wheels", "parquet/can_wheel_speed.parquet", seconds, "[\"value\"]"),
+        ("steering", "parquet/can_steering_angle.parquet", seconds, "[\"value\"]"),
+        ("position", "parquet/camera_frame_pose.parquet", seconds, "[\"frame_positions\"]"),
+        ("orientation", "parquet/camera_frame_pose.parquet", seconds, "[\"frame_orientations\"]"),
+        ("bus", "parquet/can_raw_can.parquet", seconds, "[\"address\", \"src\"]"),
+    ]);
+    let grid = || Window::new(50.0, 20).start(-0.2);
+    let comma = daemon
+        .loader(data("comma2k19_seg"))
+        .manifest(comma)
+        .anchors(Anchors::Every(50.0))
+        .window("acceleration", grid())
+        .window("wheels", grid().interp(Interp::Linear).max_gap(0.05))
+        .window("steering", grid().interp(Interp::Previous))
+        .window("position", grid().interp(Interp::Nearest))
+        .window("orientation", grid().interp(Interp::Slerp))
+        .window("bus", Window::at([-0.001, 0.0, 0.013]))
+        .dtype(DType::BFloat16);
+    let ns = "{ column = \"header.stamp_ns\", unit = \"ns\" }";
+    let husky = |extension: &str| {
+        let manifest = streams(&[
+            (
+                "imu",
+                &format!("data/imu_data.{extension}"),
+                ns,
+                "[\"angular_velocity.x\", \"angular_velocity.y\", \"angular_velocity.z\"]",
+            ),
+            (
+                "odometry",
+                &format!("data/husky_velocity_controller_odom.{extension}"),
+                ns,
+                "[\"pose.pose.position.x\", \"pose.pose.position.y\", \"twist.twist.linear.x\"]",
+            ),
+            ("gps", &format!("data/fix.{extension}"), ns, "[\"latitude\", \"longitude\", \"altitude\"]"),
+        ]);
+        let window = || Window::new(20.0, 8).start(-0.35);
+        daemon
+            .loader(data("husky_outdoor"))
+            .manifest(manifest)
+            .anchors(Anchors::Every(20.0))
+            .window("imu", window())
+            .window("odometry", window().interp(Interp::Nearest))
+            .window("gps", window().max_gap(0.3))
+            .dtype(DType::Float64)
+            .dtype_of("imu", DType::Float16)
+            .shuffle(true)
+            .batch_size(200)
+    };
+    let us = "{ column = \"timestamp\", unit = \"us\" }";
+    let px4 = streams(&[
+        ("attitude", "parquet/vehicle_attitude_0.parquet", us, "[\"q[0]\", \"q[1]\", \"q[2]\", \"q[3]\"]"),
+        ("rates", "parquet/vehicle_attitude_0.parquet", us, "[\"rollspeed\", \"pitchspeed\", \"yawspeed\"]"),
+    ]);
+    let px4 = daemon
+        .loader(data("px4_auavx21"))
+        .manifest(px4)
+        .anchors(Anchors::Every(20.0))
+        .window("attitude", Window::new(100.0, 10).interp(Interp::Slerp))
+        .window("rates", Window::new(100.0, 10));
+    let octo = "layout = \"frames\"\n[frames]\nfiles = \"parquet/*.parquet\"\nepisode = \"episode_index\"\ntime = { rate = 5.0 }\n";
+    let octo = daemon.loader(data("octo_bridge")).manifest(octo).shuffle(true).batch_size(7);
+    vec![
+        ("g1_v21", g1("g1_v21", DType::Float32), &[]),
+        ("g1_v30_conv", g1("g1_v30_conv", DType::BFloat16), &[]),
+        ("g1_v30_conv, every feature", daemon.loader(data("g1_v30_conv")).batch_size(999), &[]),
+        ("comma2k19_seg", comma, &["orientation"]),
+        ("husky_outdoor, Parquet", husky("parquet"), &[]),
+        ("husky_outdoor, Arrow", husky("arrow"), &[]),
+        ("px4_auavx21", px4, &["attitude"]),
+        ("octo_bridge", octo, &[]),
+    ]
+}
+
+#[test]
+fn every_recording_gives_the_same_batches_on_a_gpu_as_on_a_cpu() {
+    let daemon = serve(&[]);
+    for (name, builder, slerp) in recordings(&daemon) {
+        let batches = equal(&builder, &builder.clone().device(device()), slerp);
+        assert!(batches > 1, "{name}: {batches} batches");
+    }
+    let status = daemon.status();
+    let gpu = &status["gpus"][0];
+    assert!(gpu["gpu_cache"]["hits"].as_u64() > Some(0), "{gpu}");
+    assert_eq!(
+        (&gpu["pinned_cache"]["hits"], &gpu["passing"]),
+        (&0.into(), &0.into()),
+        "all of it fits: {gpu}"
+    );
+}
+
+#[test]
+fn the_tier_an_episode_is_read_from_changes_nothing() {
+    for (cache, pinned, tiers) in [
+        ("300KiB", "300KiB", ["/gpu_cache/hits", "/pinned_cache/hits", "/passing"].as_slice()),
+        ("0", "1GiB", &["/pinned_cache/hits"]),
+        ("0", "0", &["/passing"]),
+    ] {
+        let daemon = serve(&["--gpu-cache", cache, "--pinned-cache", pinned]);
+        for (name, builder, slerp) in recordings(&daemon) {
+            if matches!(name, "g1_v21" | "comma2k19_seg" | "octo_bridge") {
+                equal(&builder.clone().seed(5), &builder.seed(5).device(device()), slerp);
+            }
+        }
+        let status = daemon.status();
+        let gpu = &status["gpus"][0];
+        for tier in ["/gpu_cache/hits", "/pinned_cache/hits", "/passing"] {
+            let used = gpu.pointer(tier).and_then(serde_json::Value::as_u64) > Some(0);
+            assert_eq!(used, tiers.contains(&tier), "{tier} with {cache} and {pinned}: {gpu}");
+        }
+    }
+}
+
+#[test]
+fn a_dataset_without_a_loader_makes_room_for_the_next_one() {
+    let daemon = serve(&["--gpu-cache", "6MiB", "--pinned-cache", "0"]);
+    for name in ["g1_v30_conv", "g1_v21", "g1_v30_conv"] {
+        let builder = daemon.loader(data(name)).features(["action"]).device(device()).batch_size(512);
+        assert_eq!(builder.connect().unwrap().map(Result::unwrap).count(), 71);
+        daemon.wait_until("the loader is gone", || daemon.status()["loaders"].as_array().unwrap().is_empty());
+    }
+    assert_eq!(daemon.status()["gpus"][0]["passing"], 0);
+}
+
+#[test]
+fn every_anchor_comes_once_over_ranks_on_one_gpu_and_the_ring_is_deep_enough_for_bursts() {
+    let daemon = serve(&[]);
+    let mut seen: Vec<u64> = Vec::new();
+    let mut loaders: Vec<_> = (0..4)
+        .map(|rank| {
+            let builder = daemon.loader(data("g1_v30_conv")).features(["action"]).shuffle(true).rank(rank, 4);
+            builder.device(device()).connect().unwrap()
+        })
+        .collect();
+    assert!(loaders.iter().all(|loader| loader.info().slots == 32), "two bursts of 16");
+    loop {
+        let batches: Vec<_> = loaders.iter_mut().map(|loader| loader.next_batch().unwrap()).collect();
+        if batches.iter().all(Option::is_none) {
+            break;
+        }
+        seen.extend(batches.iter().flatten().flat_map(Batch::ids));
+    }
+    seen.sort_unstable();
+    assert!(seen == (0..35_965).collect::<Vec<_>>());
+    let status = daemon.status();
+    let (batches, bursts) = (&status["gpus"][0]["batches"], &status["gpus"][0]["bursts"]);
+    assert!(bursts.as_u64() < batches.as_u64(), "{batches} batches in {bursts} bursts");
+}
+
+#[test]
+fn no_slot_is_written_while_its_reader_is_not_done() {
+    if !is_simulated() {
+        return; // a real trainer's streams: client/python/tests/test_cuda_soak.py
+    }
+    let daemon = serve(&[]);
+    let found = Arc::new(Mutex::default());
+    let builder = daemon.loader(data("g1_v30_conv")).features(["action"]).device(device()).shuffle(true);
+    let mut loader = builder.late_reads(Duration::from_millis(3), Arc::clone(&found)).connect().unwrap();
+    let mut held = std::collections::VecDeque::new();
+    let mut random = 0x9e37_79b9_u64;
+    for _ in 0..3 {
+        while let Some(batch) = loader.next_batch().unwrap() {
+            batch.use_on(robocache::gpu::Stream::LEGACY).unwrap();
+            held.push_back(batch);
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            while held.len() > usize::try_from(random >> 60).unwrap() {
+                held.pop_front();
+            }
+        }
+    }
+    held.clear();
+    drop(loader);
+    let found = found.lock().unwrap();
+    assert!(found.checked > 1000, "{found:?}");
+    assert!(found.overwritten.is_empty(), "{found:?}");
+}
+
+/// A trainer in a process of its own: this test binary again, running only [`trainer_process`].
+fn trainer(daemon: &Daemon, log: &Path, start: Position) -> Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "gpu::trainer_process", "--nocapture"])
+        .env("GPU_TRAINER_SOCKET", daemon.socket())
+        .env("GPU_TRAINER_LOG", log)
+        .env("GPU_TRAINER_START", format!("{} {}", start.epoch, start.consumed))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+fn checksum(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0_u64, |sum, &byte| sum.rotate_left(5) ^ u64::from(byte))
+}
+
+/// Not a test: what [`trainer`] runs. Writes a line for every batch it is done with.
+#[test]
+fn trainer_process() {
+    let Ok(socket) = std::env::var("GPU_TRAINER_SOCKET") else { return };
+    let start = std::env::var("GPU_TRAINER_START").unwrap();
+    let (epoch, consumed) = start.split_once(' ').unwrap();
+    let start = Position { epoch: epoch.parse().unwrap(), consumed: consumed.parse().unwrap() };
+    let mut log =
+        std::fs::File::options().append(true).open(std::env::var("GPU_TRAINER_LOG").unwrap()).unwrap();
+    let builder = robocache::Loader::builder(data("g1_v30_conv")).batch_size(64).features(["action"]);
+    let builder = builder.shuffle(true).seed(9).device(device());
+    let mut loader = builder.socket(socket).start(start).connect().unwrap();
+    let mut held = std::collections::VecDeque::new();
+    loop {
+        let Some(batch) = loader.next_batch().unwrap() else { continue };
+        let after = batch.position_after();
+        let line = format!(
+            "{} {} {:?} {}\n",
+            after.epoch,
+            after.consumed,
+            batch.ids(),
+            checksum(&bytes(&batch, "action"))
+        );
+        log.write_all(line.as_bytes()).unwrap();
+        held.push_back(batch);
+        if held.len() > 2 {
+            held.pop_front();
+        }
+    }
+}
+
+fn lines(log: &Path) -> Vec<(Position, String)> {
+    let text = std::fs::read_to_string(log).unwrap();
+    let whole = text.rsplit_once('\n').map_or("", |(whole, _cut)| whole);
+    let line = |line: &str| {
+        let mut words = line.splitn(3, ' ');
+        let mut number = || words.next().unwrap().parse::<u64>().unwrap();
+        let position = Position { epoch: number(), consumed: number() };
+        (position, words.next().unwrap().to_owned())
+    };
+    whole.lines().map(line).collect()
+}
+
+fn free_memory(daemon: &Daemon) -> u64 {
+    daemon.status()["gpus"][0]["memory"]["free"].as_u64().unwrap()
+}
+
+#[test]
+fn killed_clients_leave_nothing_behind_on_the_gpu_and_nothing_is_lost_or_repeated() {
+    let kills = if is_simulated() { 60 } else { 200 };
+    let daemon = serve(&[]);
+    let directory = tempfile::tempdir().unwrap();
+    let log = directory.path().join("log");
+    std::fs::write(&log, "").unwrap();
+    let mut bystander =
+        daemon.loader(data("g1_v21")).features(["action"]).device(device()).connect().unwrap();
+    bystander.next_batch().unwrap();
+    let no_other = || daemon.status()["loaders"].as_array().unwrap().len() == 1;
+    let mut random = 0x2545_f491_u64;
+    let (mut position, mut free) = (Position::default(), None);
+    for kill in 0..kills {
+        let before = lines(&log).len();
+        let mut child = trainer(&daemon, &log, position);
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let wanted = before + 1 + usize::try_from(random >> 61).unwrap();
+        daemon.wait_until("the trainer has done some batches", || lines(&log).len() >= wanted);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        position = lines(&log).last().unwrap().0;
+        bystander.next_batch().unwrap();
+        if kill == 0 {
+            // What the first trainer made the daemon keep (episodes, staging) stays.
+            daemon.wait_until("its ring is gone", no_other);
+            free = Some(free_memory(&daemon));
+        }
+    }
+    daemon.wait_until("the killed trainers' rings are gone", no_other);
+    daemon.wait_until("their memory is free again", || Some(free_memory(&daemon)) >= free);
+    let seen = lines(&log);
+    let builder = daemon.loader(data("g1_v30_conv")).features(["action"]).shuffle(true).seed(9);
+    let mut whole = builder.connect().unwrap(); // on the CPU
+    for (n, (position, line)) in seen.iter().enumerate() {
+        let batch = loop {
+            if let Some(batch) = whole.next_batch().unwrap() {
+                break batch;
+            }
+        };
+        let wanted = format!("{:?} {}", batch.ids(), checksum(&bytes(&batch, "action")));
+        assert_eq!((&batch.position_after(), &wanted), (position, line), "batch {n}");
+    }
+}
+
+#[test]
+fn a_killed_daemon_leaves_what_a_trainer_holds_and_the_next_one_goes_on() {
+    let mut daemon = serve(&[]);
+    let make = |daemon: &Daemon, device: &str, start| {
+        let builder = daemon.loader(data("g1_v30_conv")).features(["action"]).shuffle(true).seed(2);
+        builder.device(device).start(start).connect().unwrap()
+    };
+    let line = |batch: &Batch| (batch.ids(), bytes(batch, "action"));
+    let wanted: Vec<_> =
+        make(&daemon, "cpu", Position::default()).map(|batch| line(&batch.unwrap())).collect();
+    let mut seen = Vec::new();
+    let (mut state, rounds) = (Position::default(), if is_simulated() { 5 } else { 20 });
+    for round in 0..rounds {
+        let mut loader = make(&daemon, &device(), state);
+        let held = loader.next_batch().unwrap().unwrap();
+        held.use_on(robocache::gpu::Stream::LEGACY).unwrap();
+        seen.push(line(&held));
+        for _ in 0..5 + round {
+            seen.push(line(&loader.next_batch().unwrap().unwrap()));
+        }
+        daemon.kill();
+        let error = loop {
+            match loader.next_batch() {
+                Ok(batch) => seen.push(line(&batch.unwrap())), // what was ready is still delivered
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(error, LoaderError::DaemonGone { .. }), "{error}");
+        let first = seen.iter().position(|(ids, _)| *ids == held.ids()).unwrap();
+        assert_eq!(line(&held), seen[first], "a batch in a trainer's hands survives the daemon");
+        state = loader.position();
+        let simulate: &[&str] = if is_simulated() { &["--simulate-gpus", "2"] } else { &[] };
+        daemon = daemon.restart(simulate);
+    }
+    assert!(seen.len() < wanted.len());
+    for (n, (seen, wanted)) in seen.iter().zip(&wanted).enumerate() {
+        assert_eq!(seen, wanted, "batch {n}");
+    }
+}
+
+#[test]
+fn sigterm_lets_a_trainer_on_a_gpu_take_what_is_ready() {
+    let mut daemon = serve(&[]);
+    let builder = daemon.loader(data("g1_v30_conv")).features(["action"]).device(device());
+    let mut loader = builder.connect().unwrap();
+    let first = loader.next_batch().unwrap().unwrap();
+    daemon.wait_until("the ring is full", || daemon.status()["loaders"][0]["slots"]["ready"] == 31);
+    daemon.signal(Signal::TERM);
+    let mut ids = first.ids();
+    let error = loop {
+        match loader.next_batch() {
+            Ok(batch) => ids.extend(batch.unwrap().ids()),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, LoaderError::Draining { .. } | LoaderError::DaemonGone { .. }), "{error}");
+    assert!(ids.len() >= 32 * 64, "all that was ready: {} samples", ids.len());
+    assert!(ids.iter().copied().eq(0..ids.len() as u64), "nothing lost, nothing twice");
+    assert!(daemon.wait().success(), "{}", daemon.log());
+    assert_eq!(first.ids(), (0..64).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_client_that_holds_every_slot_is_told_so() {
+    let daemon = serve(&[]);
+    let builder = daemon.loader(data("g1_v30_conv")).features(["action"]).device(device()).slots(40);
+    let mut loader = builder.connect().unwrap();
+    let held: Vec<_> = (0..40).map(|_| loader.next_batch().unwrap().unwrap()).collect();
+    let error = loader.next_batch().unwrap_err();
+    assert!(matches!(error, LoaderError::AllSlotsHeld { slots: 40 }), "{error}");
+    drop(held);
+    assert_eq!(loader.next_batch().unwrap().unwrap().ids()[0], 40 * 64);
+}
+
+#[test]
+fn devices_that_are_not_there_are_refused_with_what_is() {
+    let daemon = serve(&[]);
+    let refused = |device: &str| {
+        let builder = daemon.loader(data("g1_v30_conv")).features(["action"]).device(device);
+        match builder.connect() {
+            Err(ConnectError::Refused { message, .. }) => message,
+            Err(other) => other.to_string(),
+            Ok(_) => panic!("{device} was served"),
+        }
+    };
+    assert!(refused("sim:7").contains("sim:7"), "{}", refused("sim:7"));
+    assert!(refused("tpu").contains("cuda"), "{}", refused("tpu"));
+    let unknown = refused("cuda:GPU-00000000-0000-0000-0000-000000000000");
+    assert!(unknown.contains("driver") || unknown.contains("not one of"), "{unknown}");
+}
+
+#[test]
+fn loaders_for_cpus_and_gpus_share_one_daemon_and_decode_once() {
+    let daemon = serve(&[]);
+    let build = || daemon.loader(data("g1_v30_conv")).features(["action"]).shuffle(true);
+    let mut on_cpu = build().connect().unwrap();
+    let mut on_gpu = build().device(device()).connect().unwrap();
+    for _ in 0..100 {
+        let (a, b) = (on_cpu.next_batch().unwrap().unwrap(), on_gpu.next_batch().unwrap().unwrap());
+        assert_eq!(whole(&a), whole(&b));
+    }
+    drop((on_cpu, on_gpu));
+    let read = daemon.status()["store"]["bytes_decoded"].as_u64().unwrap();
+    assert_eq!(read, 35_965 * (26 * 4 + 4 * 8 + 4));
+}
