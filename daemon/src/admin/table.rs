@@ -203,7 +203,10 @@ mod tests {
             "batches": 4, "burst_s": 1e-4, "enqueue_s": 4e-5,
         }] });
         let text = render(&status);
-        assert!(text.contains("75.0 % of reads") && text.contains("25.0 %; copied for a batch 0.0 %"), "{text}");
+        assert!(
+            text.contains("75.0 % of reads") && text.contains("25.0 %; copied for a batch 0.0 %"),
+            "{text}"
+        );
         assert!(text.contains("25.0 us on the GPU and 10.0 us of the host's time"), "{text}");
     }
 

@@ -72,7 +72,11 @@ impl<M> Arena<M> {
     }
 
     /// A block, from a slab there is or from a new one that `make` makes; `None` where the budget is spent.
-    pub fn take<E>(&mut self, bytes: u64, make: impl FnOnce(u64) -> Result<M, E>) -> Result<Option<Block<M>>, E> {
+    pub fn take<E>(
+        &mut self,
+        bytes: u64,
+        make: impl FnOnce(u64) -> Result<M, E>,
+    ) -> Result<Option<Block<M>>, E> {
         let bytes = bytes.max(1).next_multiple_of(ALIGN);
         for slab in &self.slabs {
             let found = slab.free.lock().take(bytes);
@@ -175,6 +179,10 @@ mod tests {
         assert_eq!(arena.take(5000, make).unwrap().map(|block| *block.memory()), Some(5120));
         assert!(arena.take(10_241, make).unwrap().is_none());
         assert!(arena.take::<&str>(6000, |_| Err("none")).unwrap().is_none(), "5120 are left");
-        assert_eq!(arena.take(5120, |_| Err("none")).map(|block| block.is_some()), Ok(true), "the block came back");
+        assert_eq!(
+            arena.take(5120, |_| Err("none")).map(|block| block.is_some()),
+            Ok(true),
+            "the block came back"
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! The CUDA driver as the daemon's device: the only calls into it from this crate.
+//! The CUDA driver as the daemon's device: with [`found`] and [`pinned`] the only calls into it from this crate.
 //!
 //! Owns one primary context, its streams, events, allocations and kernels. Streams, events and allocations are kept in
 //! tables, so that an id or address that is none of ours is an error and never reaches the driver. Return codes are all
@@ -10,25 +10,26 @@
 
 #![expect(unsafe_code, reason = "the CUDA driver's interface")]
 
+mod found;
+mod pinned;
 mod refusals;
 
 use std::collections::{BTreeMap, HashMap};
-use std::ffi::{c_char, c_void};
+use std::ffi::c_char;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock};
 
 use cudarc::driver::result::{self, stream::StreamKind};
-use cudarc::driver::sys::{
-    self, CUdevice_attribute as Attribute, CUevent_flags, CUevent_wait_flags, CUresult,
-};
+use cudarc::driver::sys::{self, CUevent_flags, CUevent_wait_flags, CUresult};
 use cudarc::driver::{CudaContext, DriverError};
-use memmap2::{Advice, MmapMut};
 use parking_lot::{Mutex, RwLock};
 use robocache_kernels::{DevicePtr, Kernels, LaunchError};
 use robocache_wire::spec::{GpuKind, IpcHandle};
 
-use self::refusals::{by_attributes, is_lost, name, no_context};
+pub use self::found::Found;
+use self::pinned::{CudaPinned, PinError};
+use self::refusals::{is_lost, name, no_context};
 use crate::gpu::device::{
     Device, DeviceError, EventId, Facts, Launch, Pinned, Progress, RingShare, Span, StreamId,
 };
@@ -37,24 +38,6 @@ use crate::gpu::device::{
 const PAGE: u64 = 2 << 20;
 /// Allocations from here on get whole pages.
 const LARGE: u64 = 1 << 20;
-/// What one thread touches of a new pinned mapping.
-const TOUCH_BYTES: usize = 64 << 20;
-/// Threads that touch it, at most.
-const TOUCH_THREADS: usize = 8;
-
-/// A GPU of this host, of which no context was made.
-#[derive(Debug, Clone)]
-pub struct Found {
-    pub ordinal: u32,
-    /// As `nvidia-smi -L` shows it.
-    pub uuid: String,
-    pub name: String,
-    pub memory_bytes: u64,
-    /// Major and minor.
-    pub compute_capability: (u32, u32),
-    /// Why [`CudaDevice::open`] would refuse it, as far as that shows from outside.
-    pub refused: Option<DeviceError>,
-}
 
 /// One GPU and its primary context in this process.
 #[derive(Debug)]
@@ -119,19 +102,7 @@ fn dropped(call: &'static str, result: Result<(), DriverError>) {
 impl CudaDevice {
     /// The GPUs that the driver shows this process, in its order; none where there are none. Makes no context.
     pub fn list() -> Result<Vec<Found>, DeviceError> {
-        if !Kernels::driver_present() {
-            return Err(DeviceError::Unsupported {
-                what: "no CUDA driver was found (libcuda.so.1)".to_owned(),
-                cure: "install NVIDIA's driver, give the container its GPUs, or use device \"cpu\"",
-            });
-        }
-        match result::init() {
-            Err(DriverError(CUresult::CUDA_ERROR_NO_DEVICE)) => return Ok(Vec::new()),
-            other => other.map_err(|error| no_context("cuda", "cuInit", error))?,
-        }
-        let count =
-            result::device::get_count().map_err(|error| no_context("cuda", "cuDeviceGetCount", error))?;
-        (0..count.unsigned_abs()).map(inspect).collect()
+        Found::list()
     }
 
     /// Takes the context of GPU `ordinal`, as the driver numbers them for this process, and loads the kernels.
@@ -257,54 +228,6 @@ fn contains(ranges: &BTreeMap<u64, u64>, at: u64, bytes: u64) -> bool {
     range.is_some_and(|(&start, &length)| at - start <= length && bytes <= length - (at - start))
 }
 
-/// What is to be known of a GPU without a context. The driver is initialised.
-fn inspect(ordinal: u32) -> Result<Found, DeviceError> {
-    let label = format!("cuda:{ordinal}");
-    let failed = |call| {
-        let label = label.clone();
-        move |error| no_context(&label, call, error)
-    };
-    let device = result::device::get(ordinal.cast_signed()).map_err(failed("cuDeviceGet"))?;
-    let name = result::device::get_name(device).map_err(failed("cuDeviceGetName"))?;
-    // SAFETY: `device` was just had from the driver.
-    let memory = unsafe { result::device::total_mem(device) }.map_err(failed("cuDeviceTotalMem"))?;
-    let attribute = |which| {
-        // SAFETY: as above.
-        unsafe { result::device::get_attribute(device, which) }
-    };
-    let capability = |which| attribute(which).map(i32::unsigned_abs).map_err(failed("cuDeviceGetAttribute"));
-    let major = capability(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
-    let minor = capability(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
-    let card = result::device::get_uuid(device).map_err(failed("cuDeviceGetUuid"))?;
-    let mut instance = sys::CUuuid { bytes: [0; 16] };
-    // SAFETY: it writes the 16 bytes of `instance` and nothing else.
-    unsafe { sys::cuDeviceGetUuid_v2(&raw mut instance, device) }
-        .result()
-        .map_err(failed("cuDeviceGetUuid_v2"))?;
-    // The second says the MIG instance's own where there is one, the first the card's.
-    let prefix = if instance.bytes != card.bytes || name.contains(" MIG ") { "MIG" } else { "GPU" };
-    Ok(Found {
-        ordinal,
-        uuid: uuid(prefix, instance.bytes),
-        name,
-        memory_bytes: memory as u64,
-        compute_capability: (major, minor),
-        refused: by_attributes(&label, attribute),
-    })
-}
-
-/// As `nvidia-smi -L` writes it.
-fn uuid(prefix: &str, bytes: [c_char; 16]) -> String {
-    let mut text = prefix.to_owned();
-    for (at, byte) in bytes.into_iter().enumerate() {
-        if [0, 4, 6, 8, 10].contains(&at) {
-            text.push('-');
-        }
-        text.push_str(&format!("{:02x}", byte.to_le_bytes()[0]));
-    }
-    text
-}
-
 fn to_handle(bytes: [c_char; 64]) -> IpcHandle {
     IpcHandle(bytes.map(|byte| byte.to_le_bytes()[0]))
 }
@@ -352,36 +275,19 @@ impl Device for CudaDevice {
 
     fn pin(&self, bytes: u64) -> Result<Box<dyn Pinned>, DeviceError> {
         self.enter()?;
-        let refused = |what: String| DeviceError::HostMemory { device: self.label.clone(), bytes, what };
-        let size = usize::try_from(bytes.max(1))
-            .map_err(|_too_large| refused("more than addresses reach".to_owned()))?;
-        let mut mapping = MmapMut::map_anon(size).map_err(|error| refused(format!("mmap: {error}")))?;
-        if let Err(error) = mapping.advise(Advice::HugePage) {
-            tracing::debug!(%error, "no huge pages for pinned memory");
-        }
-        touch(&mut mapping).map_err(|error| refused(format!("a thread to touch it: {error}")))?;
-        let start = mapping.as_mut_ptr().cast::<c_void>();
-        let flags = sys::CU_MEMHOSTREGISTER_PORTABLE | sys::CU_MEMHOSTREGISTER_DEVICEMAP;
-        // SAFETY: the mapping is this long and anonymous, and `CudaPinned` unregisters it before it is unmapped.
-        unsafe { sys::cuMemHostRegister_v2(start, size, flags) }.result().map_err(|error| {
-            match self.failed("cuMemHostRegister", "", error) {
-                DeviceError::Call { what, .. } => refused(format!("cuMemHostRegister: {what}")),
-                lost => lost,
+        let size = bytes.max(1);
+        match CudaPinned::new(&self.context, &self.pinned, size) {
+            Ok(pinned) => Ok(Box::new(pinned)),
+            Err(PinError::Host(what)) => {
+                Err(DeviceError::HostMemory { device: self.label.clone(), bytes, what })
             }
-        })?;
-        // From here on dropping it unregisters.
-        let mut pinned = CudaPinned {
-            mapping,
-            at: 0,
-            context: Arc::clone(&self.context),
-            table: Arc::clone(&self.pinned),
-        };
-        // SAFETY: `start` was registered with DEVICEMAP just now; the address is written to `pinned.at`.
-        unsafe { sys::cuMemHostGetDevicePointer_v2(&raw mut pinned.at, start, 0) }
-            .result()
-            .map_err(|error| self.failed("cuMemHostGetDevicePointer", "", error))?;
-        self.pinned.lock().insert(pinned.at, size as u64);
-        Ok(Box::new(pinned))
+            Err(PinError::Driver(call, error)) => match self.failed(call, "", error) {
+                DeviceError::Call { device, call, what } => {
+                    Err(DeviceError::HostMemory { device, bytes, what: format!("{call}: {what}") })
+                }
+                lost => Err(lost),
+            },
+        }
     }
 
     fn stream(&self) -> Result<StreamId, DeviceError> {
@@ -565,60 +471,4 @@ impl Drop for CudaDevice {
             dropped("cuStreamDestroy", destroyed);
         }
     }
-}
-
-/// Host memory that was mapped, touched and registered.
-#[derive(Debug)]
-struct CudaPinned {
-    mapping: MmapMut,
-    /// Byte 0, for the device.
-    at: u64,
-    context: Arc<CudaContext>,
-    table: Arc<Mutex<BTreeMap<u64, u64>>>,
-}
-
-impl Pinned for CudaPinned {
-    fn bytes(&self) -> u64 {
-        self.mapping.len() as u64
-    }
-
-    fn address(&self) -> DevicePtr {
-        DevicePtr(self.at)
-    }
-
-    fn write(&mut self, offset: u64, from: &[u8]) {
-        let start = usize::try_from(offset).expect("inside a mapping");
-        self.mapping[start..][..from.len()].copy_from_slice(from);
-    }
-}
-
-impl Drop for CudaPinned {
-    fn drop(&mut self) {
-        self.table.lock().remove(&self.at);
-        let start = self.mapping.as_mut_ptr().cast::<c_void>();
-        let gone = self.context.bind_to_thread().and_then(|()| {
-            // SAFETY: `pin` registered it, and only this unregisters it, before the mapping goes.
-            unsafe { sys::cuMemHostUnregister(start) }.result()
-        });
-        dropped("cuMemHostUnregister", gone);
-    }
-}
-
-/// Makes the kernel give it all its pages, by several threads: registering would do it by one.
-fn touch(mapping: &mut [u8]) -> std::io::Result<()> {
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(TOUCH_THREADS);
-    let share = mapping.len().div_ceil(threads).max(TOUCH_BYTES);
-    let touch = |part: &mut [u8]| part.iter_mut().step_by(4096).for_each(|byte| *byte = 0);
-    if mapping.len() <= share {
-        touch(mapping);
-        return Ok(());
-    }
-    std::thread::scope(|scope| {
-        mapping.chunks_mut(share).try_for_each(|part| {
-            std::thread::Builder::new()
-                .name("pin".to_owned())
-                .spawn_scoped(scope, move || touch(part))
-                .map(drop)
-        })
-    })
 }

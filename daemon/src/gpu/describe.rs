@@ -54,7 +54,9 @@ impl Recipe {
     /// Lays the columns out and uploads their offsets on `stream`, waiting for it.
     pub fn new(plan: &Arc<Plan>, device: &Arc<dyn Device>, stream: StreamId) -> Result<Self, DeviceError> {
         let (mut columns, mut bytes, mut streams) = (Vec::new(), Vec::new(), Vec::new());
-        for (column, planned) in plan.columns.iter().enumerate().filter(|(_, column)| column.place == Place::Device) {
+        for (column, planned) in
+            plan.columns.iter().enumerate().filter(|(_, column)| column.place == Place::Device)
+        {
             let start = bytes.len() as u64;
             let mut push = |kernel: &FieldKernel| {
                 let (Offsets::Rows(offsets) | Offsets::Times(offsets)) = &kernel.field().offsets;
@@ -141,11 +143,13 @@ impl Recipe {
                 let position = self.plan.streams[*nth];
                 for (row, sample) in samples.iter().enumerate() {
                     let View { data, stamps } = view(row, *nth);
-                    DeviceStream { data, clock: &sample.columns.stream(position).clock, stamps }.encode(to)?;
+                    DeviceStream { data, clock: &sample.columns.stream(position).clock, stamps }
+                        .encode(to)?;
                 }
             } else {
                 for _ in samples {
-                    DeviceStream { data: DevicePtr(values_at), clock: &self.one_row, stamps: None }.encode(to)?;
+                    DeviceStream { data: DevicePtr(values_at), clock: &self.one_row, stamps: None }
+                        .encode(to)?;
                     values_at += VALUE_BYTES;
                 }
             }

@@ -101,7 +101,13 @@ pub trait Device: fmt::Debug + Send + Sync {
     fn finish(&self, stream: StreamId) -> Result<(), DeviceError>;
 
     /// Enqueues a copy of `range` of pinned memory to `to`, which is as long. `from` must stay as it is until done.
-    fn upload(&self, stream: StreamId, from: &dyn Pinned, range: Range<u64>, to: &Span) -> Result<(), DeviceError>;
+    fn upload(
+        &self,
+        stream: StreamId,
+        from: &dyn Pinned,
+        range: Range<u64>,
+        to: &Span,
+    ) -> Result<(), DeviceError>;
     /// Copies from the device and waits for it; other streams' work may be under way meanwhile. For tests and `doctor`.
     fn download(&self, from: &Span, to: &mut [u8]) -> Result<(), DeviceError>;
     /// Enqueues the making of a batch.
@@ -169,7 +175,11 @@ impl Span {
     #[must_use]
     pub fn part(&self, range: Range<u64>) -> Self {
         assert!(range.start <= range.end && range.end <= self.bytes, "{range:?} of {} bytes", self.bytes);
-        Self { memory: Arc::clone(&self.memory), offset: self.offset + range.start, bytes: range.end - range.start }
+        Self {
+            memory: Arc::clone(&self.memory),
+            offset: self.offset + range.start,
+            bytes: range.end - range.start,
+        }
     }
 
     /// How far `next` begins behind this span's beginning, if it is in the same allocation, behind its end.
@@ -256,7 +266,11 @@ impl Output<'_> {
         let steps = self.kernel.steps();
         let values = batch * steps * field.dim * field.to.size_bytes();
         assert!(self.offsets.bytes() >= (steps * 8) as u64, "offsets of {} bytes", self.offsets.bytes());
-        assert!(self.values.bytes() >= values as u64, "a column of {} bytes for {values}", self.values.bytes());
+        assert!(
+            self.values.bytes() >= values as u64,
+            "a column of {} bytes for {values}",
+            self.values.bytes()
+        );
         if let Some(mask) = &self.mask {
             assert!(mask.bytes() >= (batch * steps) as u64, "a mask of {} bytes", mask.bytes());
         }
@@ -277,7 +291,11 @@ impl<'a> Launch<'a> {
     pub fn new(plan: &'a AssemblePlan, columns: &'a [Output<'a>], descriptors: &Span) -> Self {
         let (fields, sources, anchors) = descriptor_bytes(plan);
         let wanted = fields + sources + anchors;
-        assert!(descriptors.bytes() >= wanted, "descriptors of {} bytes, {wanted} wanted", descriptors.bytes());
+        assert!(
+            descriptors.bytes() >= wanted,
+            "descriptors of {} bytes, {wanted} wanted",
+            descriptors.bytes()
+        );
         assert!(columns.len() == plan.columns(), "{} columns of {}", columns.len(), plan.columns());
         let at = descriptors.address().0;
         Self {

@@ -112,7 +112,8 @@ impl<'a> Feed<'a> {
         if let Err(jobs) = self.gpu.gpu.submit(std::mem::take(&mut self.collected)) {
             for Job { loader, header, filling, .. } in jobs {
                 drop(filling);
-                loader.fail(header.seq, "the thread of the GPU is gone: a bug in robocached, please report it");
+                loader
+                    .fail(header.seq, "the thread of the GPU is gone: a bug in robocached, please report it");
                 loader.landed();
             }
         }

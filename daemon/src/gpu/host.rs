@@ -8,9 +8,6 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use crossbeam::channel::{Sender, bounded};
-use parking_lot::Mutex;
-use robocache_wire::spec::{GpuRing, LoaderSpec};
 use crate::assemblers::Job;
 use crate::config::GpuConfig;
 use crate::gpu::cuda::{CudaDevice, Found};
@@ -22,6 +19,9 @@ use crate::gpu::tiers::{TierCounters, Tiers};
 use crate::gpu::worker::{Worker, WorkerCounters};
 use crate::host::Memory;
 use crate::plan::Plan;
+use crossbeam::channel::{Sender, bounded};
+use parking_lot::Mutex;
+use robocache_wire::spec::{GpuRing, LoaderSpec};
 
 /// Bursts that wait for a device's thread.
 const QUEUE: usize = 64;
@@ -66,7 +66,9 @@ pub struct GpuLoader {
 pub enum GpuError {
     #[error("device {asked:?}: wanted \"cpu\", \"cuda\", \"cuda:N\" or \"cuda:GPU-...\"")]
     Name { asked: String },
-    #[error("this daemon has no GPUs (`gpu.enabled = false`); use device \"cpu\", or switch them on and restart it")]
+    #[error(
+        "this daemon has no GPUs (`gpu.enabled = false`); use device \"cpu\", or switch them on and restart it"
+    )]
     Disabled,
     #[error("{asked:?} is not one of this daemon's GPUs, which are {}; {cure}", list(.found))]
     NoSuch { asked: String, found: Vec<Found>, cure: &'static str },
@@ -114,7 +116,9 @@ impl Gpus {
         let no_such = |found, cure| GpuError::NoSuch { asked: asked.to_owned(), found, cure };
         let ordinal = match parsed {
             Asked::Simulated(number) if number < self.config.simulate.unwrap_or(0) => number,
-            Asked::Simulated(_) => return Err(no_such(Vec::new(), "start it with --simulate-gpus, for tests")),
+            Asked::Simulated(_) => {
+                return Err(no_such(Vec::new(), "start it with --simulate-gpus, for tests"));
+            }
             _ if !self.config.enabled.unwrap_or(true) => return Err(GpuError::Disabled),
             Asked::Ordinal(number) => number,
             Asked::Uuid(uuid) => {
@@ -160,7 +164,9 @@ impl Gpu {
         let (free, total) = device.memory()?;
         // A trainer needs the most of a GPU: a quarter of what is free, an eighth of all at most.
         let cache = config.gpu_cache.map_or((free / 4).min(total / 8), |bytes| bytes.0);
-        let pinned = config.pinned_cache.map_or_else(|| (memory / 4).min(Memory::now().default_budget()), |bytes| bytes.0);
+        let pinned = config
+            .pinned_cache
+            .map_or_else(|| (memory / 4).min(Memory::now().default_budget()), |bytes| bytes.0);
         let (stream, transfers, setup) = (device.stream()?, device.stream()?, device.stream()?);
         let (tiers, work) = (Arc::new(TierCounters::default()), Arc::new(WorkerCounters::default()));
         let worker = Worker::new(

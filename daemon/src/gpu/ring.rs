@@ -72,7 +72,8 @@ impl DeviceRing {
         if done.len() != self.slots as usize {
             return Err(refused(format!("{} done events for {} slots", done.len(), self.slots)));
         }
-        let open = |handle| self.device.open_event(&self.share, handle).map(|id| Event::adopt(&self.device, id));
+        let open =
+            |handle| self.device.open_event(&self.share, handle).map(|id| Event::adopt(&self.device, id));
         let events = done.iter().map(open).collect::<Result<_, _>>()?;
         self.done.set(events).map_err(|_events| refused("it attached twice".to_owned()))
     }

@@ -110,9 +110,17 @@ impl Tiers {
         counters: Arc<TierCounters>,
     ) -> Self {
         let staging = Staging::new(device, transfers, Arc::clone(&counters));
-        let (device, cache, pinned) = (Arc::clone(device), Arena::new(cache, SLAB), Arena::new(pinned, PINNED_SLAB));
-        let tiers =
-            Self { device, cache, pinned, staging, entries: HashMap::new(), readers: HashMap::new(), counters };
+        let (device, cache, pinned) =
+            (Arc::clone(device), Arena::new(cache, SLAB), Arena::new(pinned, PINNED_SLAB));
+        let tiers = Self {
+            device,
+            cache,
+            pinned,
+            staging,
+            entries: HashMap::new(),
+            readers: HashMap::new(),
+            counters,
+        };
         tiers.publish();
         tiers
     }

@@ -23,7 +23,9 @@ use robocache_wire::ring::Published;
 use crate::assemble::{Sample, assemble};
 use crate::assemblers::Job;
 use crate::gpu::describe::Recipe;
-use crate::gpu::device::{Device, DeviceError, Event, Launch, Memory, Output, Pinned, Progress, Span, StreamId};
+use crate::gpu::device::{
+    Device, DeviceError, Event, Launch, Memory, Output, Pinned, Progress, Span, StreamId,
+};
 use crate::gpu::tiers::{Held, Tiers, Views};
 use crate::loader::Loader;
 
@@ -88,7 +90,12 @@ struct Prepared {
 }
 
 impl Worker {
-    pub fn new(device: &Arc<dyn Device>, stream: StreamId, tiers: Tiers, counters: Arc<WorkerCounters>) -> Self {
+    pub fn new(
+        device: &Arc<dyn Device>,
+        stream: StreamId,
+        tiers: Tiers,
+        counters: Arc<WorkerCounters>,
+    ) -> Self {
         let (device, descriptors, in_flight) = (Arc::clone(device), Vec::new(), VecDeque::new());
         Self { device, stream, tiers, descriptors, in_flight, counters }
     }
@@ -130,7 +137,11 @@ impl Worker {
     }
 
     /// Runs a step on a job; whatever it fails with, a bug of ours included, is told to the job's loader and no other.
-    fn contained<T>(&mut self, job: Job, step: impl FnOnce(&mut Self, Job) -> Result<T, (Job, String)>) -> Option<T> {
+    fn contained<T>(
+        &mut self,
+        job: Job,
+        step: impl FnOnce(&mut Self, Job) -> Result<T, (Job, String)>,
+    ) -> Option<T> {
         let (loader, seq) = (Arc::clone(&job.loader), job.header.seq);
         match std::panic::catch_unwind(AssertUnwindSafe(|| step(self, job))) {
             Ok(Ok(done)) => Some(done),
@@ -274,7 +285,8 @@ impl Worker {
             if matches!(progress, Ok(Progress::Pending)) {
                 return;
             }
-            let Burst { jobs, descriptors, started, end } = self.in_flight.pop_front().expect("looked at just now");
+            let Burst { jobs, descriptors, started, end } =
+                self.in_flight.pop_front().expect("looked at just now");
             drop(end);
             let elapsed = started.elapsed();
             self.counters.bursts.fetch_add(1, Ordering::Relaxed);
@@ -315,7 +327,11 @@ fn publish(job: Job, elapsed: Duration) {
         Published::Ready | Published::Stale => {}
         Published::Scribbled => {
             let client = loader.producer.shape().client;
-            tracing::warn!(client, seq = header.seq, "a client wrote over a slot word; its ring loses the slot");
+            tracing::warn!(
+                client,
+                seq = header.seq,
+                "a client wrote over a slot word; its ring loses the slot"
+            );
         }
     }
     loader.metrics.published(u64::from(header.rows), elapsed);
