@@ -179,7 +179,9 @@ impl Loader {
                 }
                 Order::Attach(done) => match self.gpu.as_ref().map(|gpu| gpu.ring.attach(&done)) {
                     Some(Ok(())) => continue,
-                    None => Interrupt::Failed { seq: 0, message: "Attached is for rings on a GPU".to_owned() },
+                    None => {
+                        Interrupt::Failed { seq: 0, message: "Attached is for rings on a GPU".to_owned() }
+                    }
                     Some(Err(error)) => {
                         let message = format!("the client's events cannot be opened: {}", chain(&error));
                         Interrupt::Failed { seq: 0, message }

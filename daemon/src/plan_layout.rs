@@ -161,7 +161,12 @@ mod tests {
         let (host, device) = (Place::Host, Place::Device);
         assert_eq!(
             places,
-            [("a", device, 0), ("a_is_pad", device, 448), ("text", host, first_column_offset(5)), ("c", device, 512)]
+            [
+                ("a", device, 0),
+                ("a_is_pad", device, 448),
+                ("text", host, first_column_offset(5)),
+                ("c", device, 512)
+            ]
         );
         assert_eq!((placed.end, placed.device_end), (first_column_offset(5) + 20, 612));
         let refused = place(vec![column("a", &[1 << 20])], &[], 5, 2, limits);

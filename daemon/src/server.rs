@@ -431,7 +431,8 @@ impl Server {
         if new.memory != old.memory {
             self.host.store.set_budget(budget(new));
         }
-        let restart = |config: &Config| (config.socket.clone(), config.group.clone(), config.threads, config.gpu);
+        let restart =
+            |config: &Config| (config.socket.clone(), config.group.clone(), config.threads, config.gpu);
         if restart(new) != restart(&old) {
             tracing::warn!("socket, group, threads and gpu take effect when the daemon starts again");
         }

@@ -130,7 +130,9 @@ impl Session {
             ToDaemon::Attached { done } => {
                 match self.shared.loader() {
                     Some(loader) => loader.attach(done),
-                    None => self.shared.refuse(RefusalCode::BadRequest, "Attached came before Open".to_owned()),
+                    None => {
+                        self.shared.refuse(RefusalCode::BadRequest, "Attached came before Open".to_owned())
+                    }
                 }
                 Outcome::Keep
             }

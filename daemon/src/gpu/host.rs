@@ -20,7 +20,7 @@ use crate::gpu::worker::{Worker, WorkerCounters};
 use crate::host::Memory;
 use crate::plan::Plan;
 use crossbeam::channel::{Sender, bounded};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use robocache_wire::spec::{GpuRing, LoaderSpec};
 
 /// Bursts that wait for a device's thread.
@@ -34,7 +34,9 @@ pub struct Gpus {
     config: GpuConfig,
     /// The episode store's budget, which the pinned cache's default is a part of.
     memory: u64,
-    open: Mutex<BTreeMap<u32, Arc<Gpu>>>,
+    open: RwLock<BTreeMap<u32, Arc<Gpu>>>,
+    /// Held while one is opened, which takes a while: nobody who only looks waits for that.
+    opening: Mutex<()>,
 }
 
 /// One open GPU.
@@ -95,12 +97,12 @@ enum Asked<'a> {
 
 impl Gpus {
     pub fn new(config: GpuConfig, memory: u64) -> Self {
-        Self { config, memory, open: Mutex::default() }
+        Self { config, memory, open: RwLock::default(), opening: Mutex::default() }
     }
 
     /// The devices that are open.
     pub fn open_devices(&self) -> Vec<Arc<Gpu>> {
-        self.open.lock().values().map(Arc::clone).collect()
+        self.open.read().values().map(Arc::clone).collect()
     }
 
     /// The GPU a client asked for, opened if it is the first.
@@ -131,8 +133,8 @@ impl Gpus {
         let simulated = matches!(parsed, Asked::Simulated(_));
         // A simulated device never takes the number of a real one.
         let key = if simulated { u32::MAX - ordinal } else { ordinal };
-        let mut open = self.open.lock();
-        if let Some(gpu) = open.get(&key) {
+        let _opening = self.opening.lock();
+        if let Some(gpu) = self.open.read().get(&key) {
             return Ok(Arc::clone(gpu));
         }
         let device: Arc<dyn Device> = if simulated {
@@ -141,13 +143,13 @@ impl Gpus {
             CudaDevice::open(ordinal)?
         };
         let gpu = Gpu::start(device, &self.config, self.memory)?;
-        open.insert(key, Arc::clone(&gpu));
+        self.open.write().insert(key, Arc::clone(&gpu));
         Ok(gpu)
     }
 
     /// Ends the threads, once no loader is left.
     pub fn finish(&self) {
-        for (_, gpu) in std::mem::take(&mut *self.open.lock()) {
+        for (_, gpu) in std::mem::take(&mut *self.open.write()) {
             let thread = gpu.thread.lock().take();
             drop(gpu);
             if let Some(thread) = thread
@@ -163,7 +165,7 @@ impl Gpu {
     fn start(device: Arc<dyn Device>, config: &GpuConfig, memory: u64) -> Result<Arc<Self>, GpuError> {
         let (free, total) = device.memory()?;
         // A trainer needs the most of a GPU: a quarter of what is free, an eighth of all at most.
-        let cache = config.gpu_cache.map_or((free / 4).min(total / 8), |bytes| bytes.0);
+        let cache = config.gpu_cache.map_or_else(|| (free / 4).min(total / 8), |bytes| bytes.0);
         let pinned = config
             .pinned_cache
             .map_or_else(|| (memory / 4).min(Memory::now().default_budget()), |bytes| bytes.0);
@@ -190,7 +192,7 @@ impl Gpu {
         let thread = std::thread::Builder::new().name(name).spawn(move || worker.run(&bursts))?;
         let (thread, setup) = (Mutex::new(Some(thread)), Mutex::new(setup));
         let burst = config.burst.map_or(16, u32::from);
-        let ring_bytes = config.ring.map_or((total / 16).min(1 << 30), |bytes| bytes.0);
+        let ring_bytes = config.ring.map_or_else(|| (total / 16).min(1 << 30), |bytes| bytes.0);
         Ok(Arc::new(Self { device, setup, queue, thread, tiers, work, burst, ring_bytes }))
     }
 

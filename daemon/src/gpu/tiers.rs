@@ -48,12 +48,15 @@ pub struct TierCounters {
     pub pinned_budget: AtomicU64,
 }
 
+/// Pinned memory, written by the device's thread only.
+type PinnedSlab = Mutex<Box<dyn Pinned>>;
+
 /// The tiers of one device.
 #[derive(Debug)]
 pub struct Tiers {
     device: Arc<dyn Device>,
     cache: Arena<Arc<Memory>>,
-    pinned: Arena<Mutex<Box<dyn Pinned>>>,
+    pinned: Arena<PinnedSlab>,
     staging: Staging,
     /// By dataset and episode, then by the stream's place in the dataset.
     entries: HashMap<(u64, u32), HashMap<usize, Entry>>,
@@ -234,7 +237,7 @@ impl Tiers {
         }
     }
 
-    fn take_pinned(&mut self, bytes: u64) -> Result<Option<Block<Mutex<Box<dyn Pinned>>>>, DeviceError> {
+    fn take_pinned(&mut self, bytes: u64) -> Result<Option<Block<PinnedSlab>>, DeviceError> {
         let device = Arc::clone(&self.device);
         match self.pinned.take(bytes, |slab| device.pin(slab).map(Mutex::new)) {
             Ok(block) => Ok(block),

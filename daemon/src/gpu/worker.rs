@@ -83,6 +83,11 @@ struct Made {
 /// A batch whose sources are where the device reads them.
 struct Prepared {
     job: Job,
+    sources: Sources,
+}
+
+/// Where a batch's sources are.
+struct Sources {
     held: Held,
     /// By sample, which of `views`.
     of_sample: Vec<usize>,
@@ -124,11 +129,7 @@ impl Worker {
     fn burst(&mut self, jobs: Vec<Job>) {
         let started = Instant::now();
         let mut prepared = Vec::with_capacity(jobs.len());
-        for job in jobs {
-            if let Some(ready) = self.contained(job, Self::prepare) {
-                prepared.push(ready);
-            }
-        }
+        prepared.extend(jobs.into_iter().filter_map(|job| self.prepared(job)));
         if !prepared.is_empty() {
             self.enqueue(prepared, started);
         }
@@ -136,29 +137,23 @@ impl Worker {
         self.counters.enqueue_ns.fetch_add(elapsed, Ordering::Relaxed);
     }
 
-    /// Runs a step on a job; whatever it fails with, a bug of ours included, is told to the job's loader and no other.
-    fn contained<T>(
-        &mut self,
-        job: Job,
-        step: impl FnOnce(&mut Self, Job) -> Result<T, (Job, String)>,
-    ) -> Option<T> {
-        let (loader, seq) = (Arc::clone(&job.loader), job.header.seq);
-        match std::panic::catch_unwind(AssertUnwindSafe(|| step(self, job))) {
-            Ok(Ok(done)) => Some(done),
-            Ok(Err((job, message))) => {
+    /// Prepares a batch; whatever fails, a bug of ours included, is told to the batch's loader and no other.
+    fn prepared(&mut self, mut job: Job) -> Option<Prepared> {
+        match std::panic::catch_unwind(AssertUnwindSafe(|| self.prepare(&mut job))) {
+            Ok(Ok(sources)) => Some(Prepared { job, sources }),
+            Ok(Err(message)) => {
                 fail(job, &message);
                 None
             }
             Err(_panic) => {
-                tracing::error!(seq, "making a batch for a GPU panicked; this is a bug");
-                loader.fail(seq, "making the batch panicked: a bug in robocached, please report it");
-                loader.landed();
+                tracing::error!(seq = job.header.seq, "making a batch for a GPU panicked; this is a bug");
+                fail(job, "making the batch panicked: a bug in robocached, please report it");
                 None
             }
         }
     }
 
-    fn prepare(&mut self, mut job: Job) -> Result<Prepared, (Job, String)> {
+    fn prepare(&mut self, job: &mut Job) -> Result<Sources, String> {
         let loader = Arc::clone(&job.loader);
         let recipe = recipe(&loader);
         self.tiers.reads(&loader);
@@ -186,7 +181,7 @@ impl Worker {
                 Ok(ready) => views.push(ready),
                 Err(error) => {
                     let episode = loader.dataset.dataset().episodes()[sample.place.episode as usize].index;
-                    return Err((job, format!("episode {episode} cannot be brought to the GPU: {error}")));
+                    return Err(format!("episode {episode} cannot be brought to the GPU: {error}"));
                 }
             }
         }
@@ -194,7 +189,7 @@ impl Worker {
         assemble(&loader.plan, loader.dataset.dataset(), &job.samples, job.filling.bytes_mut());
         let ids: Vec<u64> = job.samples.iter().map(|sample| sample.anchor).collect();
         job.filling.set_ids(&ids);
-        Ok(Prepared { job, held, of_sample, views })
+        Ok(Sources { held, of_sample, views })
     }
 
     /// Enqueues what was prepared, as one upload of descriptors and a launch for each batch.
@@ -214,8 +209,8 @@ impl Worker {
         }
         let done = self.try_enqueue(&prepared, &loaders, &described, bytes);
         drop(described);
-        for Prepared { job, held, .. } in prepared {
-            jobs.push(Made { job, _held: held });
+        for Prepared { job, sources } in prepared {
+            jobs.push(Made { job, _held: sources.held });
         }
         match done {
             Ok((end, descriptors)) => self.in_flight.push_back(Burst { end, jobs, descriptors, started }),
@@ -243,7 +238,7 @@ impl Worker {
         let mut encoded: Vec<u8> = Vec::with_capacity(usize::try_from(bytes).unwrap_or(0));
         for ((one, loader), (_, plan, at)) in prepared.iter().zip(loaders).zip(described) {
             encoded.resize(usize::try_from(*at).expect("descriptors fit memory"), 0);
-            let view = |row: usize, nth: usize| one.views[one.of_sample[row]].get(nth);
+            let view = |row: usize, nth: usize| one.sources.views[one.sources.of_sample[row]].get(nth);
             let at = robocache_kernels::DevicePtr(span.address().0 + at);
             recipe(loader)
                 .encode(loader.dataset.dataset(), plan, &one.job.samples, at, &view, &mut encoded)
