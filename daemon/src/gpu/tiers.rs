@@ -33,6 +33,8 @@ use crate::loader::Loader;
 /// Slabs of device memory, and of pinned memory.
 const SLAB: u64 = 256 << 20;
 const PINNED_SLAB: u64 = 64 << 20;
+/// Device memory kept for what only passes, whose slabs are smaller. Beyond it each stream is an allocation.
+const PASSING: (u64, u64) = (512 << 20, 64 << 20);
 
 /// What the tiers did, for `status`. Bytes and counts since the start.
 #[derive(Debug, Default)]
@@ -57,6 +59,7 @@ pub struct Tiers {
     device: Arc<dyn Device>,
     cache: Arena<Arc<Memory>>,
     pinned: Arena<PinnedSlab>,
+    passing: Arena<Arc<Memory>>,
     staging: Staging,
     /// By dataset and episode, then by the stream's place in the dataset.
     entries: HashMap<(u64, u32), HashMap<usize, Entry>>,
@@ -119,6 +122,7 @@ impl Tiers {
             device,
             cache,
             pinned,
+            passing: Arena::new(PASSING.0, PASSING.1),
             staging,
             entries: HashMap::new(),
             readers: HashMap::new(),
@@ -181,10 +185,7 @@ impl Tiers {
         let layout = Layout::of(data, stamps);
         let entry = if let Some(block) = self.take_cache(layout.bytes)? {
             let span = Span::whole(block.memory()).part(block.offset()..block.offset() + layout.bytes);
-            self.staging.upload(data, &span.part(0..data.len() as u64))?;
-            if let Some(stamps) = stamps {
-                self.staging.upload_stamps(stamps, &span.part(layout.stamps..layout.bytes))?;
-            }
+            self.copy(data, stamps, &layout, &span)?;
             Entry { view: layout.view(span.address()), tier: Tier::Cache, keep: Arc::new(block) }
         } else if let Some(block) = self.take_pinned(layout.bytes)? {
             let mut pinned = block.memory().lock();
@@ -196,19 +197,40 @@ impl Tiers {
             drop(pinned);
             Entry { view: layout.view(address), tier: Tier::Pinned, keep: Arc::new(block) }
         } else {
-            let memory = Memory::allocate(&self.device, layout.bytes)?;
-            let span = Span::whole(&memory);
-            self.staging.upload(data, &span.part(0..data.len() as u64))?;
-            if let Some(stamps) = stamps {
-                self.staging.upload_stamps(stamps, &span.part(layout.stamps..layout.bytes))?;
-            }
-            Entry { view: layout.view(memory.at()), tier: Tier::Passing, keep: memory }
+            let (span, keep) = self.take_passing(layout.bytes)?;
+            self.copy(data, stamps, &layout, &span)?;
+            Entry { view: layout.view(span.address()), tier: Tier::Passing, keep }
         };
         if entry.tier != Tier::Passing {
             self.entries.entry(episode).or_default().insert(position, entry.clone());
             self.publish();
         }
         Ok(entry)
+    }
+
+    fn copy(
+        &mut self,
+        data: &[u8],
+        stamps: Option<&[i64]>,
+        layout: &Layout,
+        to: &Span,
+    ) -> Result<(), DeviceError> {
+        self.staging.upload(data, &to.part(0..data.len() as u64))?;
+        match stamps {
+            Some(stamps) => self.staging.upload_stamps(stamps, &to.part(layout.stamps..layout.bytes)),
+            None => Ok(()),
+        }
+    }
+
+    fn take_passing(&mut self, bytes: u64) -> Result<(Span, Arc<dyn Keep>), DeviceError> {
+        let device = Arc::clone(&self.device);
+        // A slab that cannot be had leaves the stream's own allocation to try.
+        if let Ok(Some(block)) = self.passing.take(bytes, |slab| Memory::allocate(&device, slab)) {
+            let span = Span::whole(block.memory()).part(block.offset()..block.offset() + bytes);
+            return Ok((span, Arc::new(block)));
+        }
+        let memory = Memory::allocate(&device, bytes)?;
+        Ok((Span::whole(&memory), memory))
     }
 
     fn take_cache(&mut self, bytes: u64) -> Result<Option<Block<Arc<Memory>>>, DeviceError> {
