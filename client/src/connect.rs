@@ -100,7 +100,8 @@ fn attach(
     consumer: &Arc<Consumer>,
     connection: &Arc<Connection>,
 ) -> Result<Ring, ConnectError> {
-    match Ring::open(gpu, fds, builder.lateness.as_ref(), consumer, connection) {
+    let simulated = builder.spec.device.strip_prefix("sim:").and_then(|number| number.parse().ok());
+    match Ring::open(gpu, fds, simulated, builder.lateness.as_ref(), consumer, connection) {
         Ok((ring, done)) => {
             connection.send(&ToDaemon::Attached { done }, &[], SEND_PATIENCE)?;
             Ok(ring)

@@ -99,6 +99,7 @@ impl Shared {
 pub(crate) fn open(
     ring: &GpuRing,
     fds: (OwnedFd, OwnedFd),
+    ordinal: u32,
     lateness: Option<&Lateness>,
 ) -> Result<(SimRing, Vec<IpcHandle>), GpuError> {
     let wrong = |what: String| GpuError::Ring { uuid: ring.uuid.clone(), what };
@@ -116,7 +117,7 @@ pub(crate) fn open(
     let shared = Arc::new(Shared { memory, events, slot_bytes: ring.slot_bytes, slots });
     let late = lateness.map(|lateness| Late::start(&shared, lateness)).transpose();
     let late = late.map_err(|error| wrong(format!("no thread for late reads: {error}")))?;
-    let gpu = Gpu { kind: ring.kind, ordinal: 0, uuid: ring.uuid.clone(), name: ring.name.clone() };
+    let gpu = Gpu { kind: ring.kind, ordinal, uuid: ring.uuid.clone(), name: ring.name.clone() };
     let ready = ring.ready.iter().map(sim::number).collect();
     let handles = (0..ring.ready.len()).map(|slot| sim::handle(shared.done(slot))).collect();
     Ok((SimRing { gpu, shared, ready, late: Mutex::new(late) }, handles))

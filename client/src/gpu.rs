@@ -34,7 +34,7 @@ use crate::error::GpuError;
 #[non_exhaustive]
 pub struct Gpu {
     pub kind: GpuKind,
-    /// Its number in this process, which `CUDA_VISIBLE_DEVICES` may make another than the daemon's; 0 if simulated.
+    /// Its number in this process, which `CUDA_VISIBLE_DEVICES` may make another than the daemon's.
     pub ordinal: u32,
     pub uuid: String,
     /// As its maker calls it.
@@ -173,10 +173,11 @@ impl Unreleased {
 }
 
 impl Ring {
-    /// Opens what the daemon made. With it the handles to answer with.
+    /// Opens what the daemon made. With it the handles to answer with. `simulated` is the number in `sim:N`.
     pub(crate) fn open(
         ring: &GpuRing,
         fds: Option<(OwnedFd, OwnedFd)>,
+        simulated: Option<u32>,
         lateness: Option<&Lateness>,
         consumer: &Arc<Consumer>,
         connection: &Arc<Connection>,
@@ -187,7 +188,7 @@ impl Ring {
                 (Arc::new(device), handles)
             }
             (GpuKind::Sim, Some(fds)) => {
-                let (device, handles) = crate::device_sim::open(ring, fds, lateness)?;
+                let (device, handles) = crate::device_sim::open(ring, fds, simulated.unwrap_or(0), lateness)?;
                 (Arc::new(device), handles)
             }
             (GpuKind::Sim, None) => {

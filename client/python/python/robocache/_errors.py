@@ -11,6 +11,14 @@ class RequestError(RoboCacheError, ValueError):
     """An argument that cannot be: the message says what was wanted, what was found and what to do."""
 
 
+class DeviceError(RequestError):
+    """The device that was asked for cannot be had, or a batch on it not used: says what is missing."""
+
+
+class DeviceRefused(DeviceError):
+    """The daemon has no such device. Not public: a `DeviceError`, told apart for an absent `device=`."""
+
+
 class DatasetError(RoboCacheError):
     """The dataset is not there, is broken, or lacks what was asked for; says where, as far as known."""
 

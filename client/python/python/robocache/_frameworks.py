@@ -1,4 +1,7 @@
-"""How a column becomes a numpy array, a torch tensor or a JAX array. No copies: all go through DLPack."""
+"""How a column becomes a numpy array, a torch tensor or a JAX array. No copies: all go through DLPack.
+
+But that JAX, unless it was told to keep 64 bits, gets columns of 64 as numpy arrays, copied from a GPU.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +70,9 @@ def _jax() -> View:
     def view(tensor: _robocache.Tensor) -> Any:
         # JAX would cut 64-bit values to their lower half (`t_ns` above all) unless it was told to keep them.
         if tensor.dtype in ("int64", "uint64", "float64") and not jax.config.jax_enable_x64:
-            return _numpy(tensor)
+            return _numpy(tensor.to_host())
+        # JAX computes on streams that it tells nobody, and lets go of memory before they are done with it.
+        tensor.read_anywhere()
         return from_dlpack(tensor)
 
     return view

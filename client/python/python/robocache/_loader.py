@@ -18,10 +18,10 @@ from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
-from . import _frameworks, _robocache
+from . import _device, _frameworks, _robocache
 from ._batch import Batch
 from ._daemon import for_embedded
-from ._errors import LoaderClosed, RequestError, RoboCacheError, StateError
+from ._errors import DeviceRefused, LoaderClosed, RequestError, RoboCacheError, StateError
 from ._spec import AnchorsArg, DTypeArg, PathArg, StreamOffsets, Windows, distributed, loader_spec
 
 #: Version of what `state_dict` returns.
@@ -44,6 +44,10 @@ class DataLoader:
     are started anew for each epoch begin where this process's loader stands, so call `set_epoch` before each
     `for`, as with torch's `DistributedSampler` (or say `persistent_workers=True`).
 
+    On a GPU there is little for workers to do, since the daemon reads ahead by itself; where they are wanted
+    they must be spawned (`multiprocessing_context="spawn"`), and copy their batches to hand them over. Leave
+    `pin_memory` out: what is on a GPU cannot be pinned.
+
     Args:
         path_or_name: a dataset's directory or file, or the name of one the daemon serves. A string is a path
             if it exists or has a `/` in it.
@@ -56,7 +60,9 @@ class DataLoader:
         manifest: path of a `robocache.toml`, or its content as a dict, for a dataset that carries none.
         anchors: `"frames"`, `"episodes"` or `Every(hz=)`: what the samples are built around.
         anchor_stream: the stream whose frames are the anchors, where the dataset has no frames of its own.
-        device: `"cpu"`, the only one this version serves.
+        device: `"cuda"`, the framework's current GPU; `"cuda:N"`, as this process counts; or `"cpu"`. Absent:
+            `"cuda"` where torch (or JAX) has a GPU and the daemon too, else `"cpu"`; a daemon that lacks what
+            the framework has is a `RoboCacheWarning`. Not with numpy.
         dtype: what floating streams are cast to, `"float32"`, `"bfloat16"`, `"float16"` or `"float64"`; or a
             dict of stream name to dtype, in which `"default"` stands for all others. Integers and booleans
             keep theirs. A name that no column of the batch has is an error.
@@ -74,6 +80,7 @@ class DataLoader:
 
     Raises:
         RequestError: an argument that cannot be (also a `ValueError`).
+        DeviceError: a `RequestError`: the device cannot be had; says what is missing.
         DatasetError: the dataset is not there, broken, or lacks what was asked for.
         DaemonNotFound: no daemon answers and none could be started.
         ProtocolError: the daemon is of another version.
@@ -97,7 +104,7 @@ class DataLoader:
         manifest: PathArg | Mapping[str, Any] | None = None,
         anchors: AnchorsArg = "frames",
         anchor_stream: str | None = None,
-        device: str | None = None,
+        device: Any = None,
         dtype: DTypeArg = "float32",
         framework: str | None = None,
         shuffle: bool = True,
@@ -110,6 +117,8 @@ class DataLoader:
         socket: PathArg | None = None,
     ) -> None:
         rank, world_size = distributed(rank, world_size)
+        framework = _frameworks.choose(framework)
+        device, assumed = _device.choose(device, framework)
         spec, manifest_text = loader_spec(
             path_or_name,
             batch_size=batch_size,
@@ -133,7 +142,8 @@ class DataLoader:
             {
                 "spec": spec,
                 "manifest": manifest_text,
-                "framework": _frameworks.choose(framework),
+                "framework": framework,
+                "assumed": assumed,
                 "socket": None if socket is None else os.path.abspath(os.fspath(socket)),
             }
         )
@@ -162,6 +172,7 @@ class DataLoader:
         self._native: _robocache.Loader | None = None
         self._info: dict[str, Any] = {}
         self._view: Any = None
+        self._note: Any = None
 
     # Attaching
 
@@ -183,24 +194,11 @@ class DataLoader:
                 raise LoaderClosed("this loader was closed; make a new one")
             if self._native is not None:
                 return self._native
-            rank, world_size = self._shard()
-            epoch, consumed = self._position
-            spec = self._made_of["spec"] | {
-                "rank": rank,
-                "world_size": world_size,
-                "start": {"epoch": epoch, "consumed": consumed},
-            }
-            native = _robocache.Loader(
-                json.dumps(spec),
-                manifest=self._made_of["manifest"],
-                socket=self._made_of["socket"],
-                near=self._near,
-                program=for_embedded(),
-            )
+            native, refused = self._open()
             info = json.loads(native.info())
             dtypes = {column["name"]: column["dtype"] for column in info["columns"]}
             try:
-                for key, _ in spec["dtypes"]:
+                for key, _ in self._made_of["spec"]["dtypes"]:
                     if key not in dtypes:
                         raise RequestError(
                             f"dtype names {key!r}, which is no column of a batch: {', '.join(dtypes)}"
@@ -209,6 +207,9 @@ class DataLoader:
             except BaseException:
                 native.close()
                 raise
+            gpu = info.get("gpu")
+            cuda = gpu["ordinal"] if gpu and gpu["kind"] == "cuda" else None
+            self._note = _device.note_for(self._made_of["framework"], cuda)
             self._info = info
             self._near = native.socket()
             self._native = native
@@ -218,7 +219,45 @@ class DataLoader:
         if not told:
             for text in info["warnings"]:
                 warnings.warn(text, RoboCacheWarning, stacklevel=3)
+        if refused is not None:
+            warnings.warn(
+                f"batches come in host memory, though {self._made_of['framework']} has a GPU: {refused}. Say "
+                'device="cpu" if that is meant',
+                RoboCacheWarning,
+                stacklevel=3,
+            )
         return native
+
+    def _open(self) -> tuple[_robocache.Loader, DeviceRefused | None]:
+        """A native loader; with it why it is not on the device that was assumed."""
+        rank, world_size = self._shard()
+        epoch, consumed = self._position
+        spec = self._made_of["spec"] | {
+            "rank": rank,
+            "world_size": world_size,
+            "start": {"epoch": epoch, "consumed": consumed},
+        }
+
+        def opened() -> _robocache.Loader:
+            return _robocache.Loader(
+                json.dumps(spec),
+                manifest=self._made_of["manifest"],
+                socket=self._made_of["socket"],
+                near=self._near,
+                program=for_embedded(),
+            )
+
+        try:
+            return opened(), None
+        except DeviceRefused as error:
+            if not self._made_of["assumed"]:
+                raise
+            refused = error
+        spec["device"] = "cpu"
+        native = opened()
+        # Also for those that are made of the same: copies in other processes warn no more.
+        self._made_of = self._made_of | {"spec": self._made_of["spec"] | {"device": "cpu"}, "assumed": False}
+        return native, refused
 
     def close(self) -> None:
         """Detaches. Batches already handed out stay readable; everything else raises `LoaderClosed`."""
@@ -267,7 +306,7 @@ class DataLoader:
         if run == self._run and raw.position > self._position:
             self._position = raw.position
             self._begun = True
-        return Batch._leased(raw, self._view)
+        return Batch._leased(raw, self._view, self._note)
 
     def __len__(self) -> int:
         """Batches in this rank's whole epoch."""
@@ -361,6 +400,15 @@ class DataLoader:
         self._move((_whole("epoch", state["epoch"]), _whole("consumed", state["consumed"])))
 
     # What there is to know
+
+    @property
+    def device(self) -> str:
+        """Where batches are: `"cpu"`, or `"cuda:N"` as this process counts."""
+        self._attach()
+        gpu = self._info.get("gpu")
+        if gpu is None:
+            return "cpu"
+        return f"{gpu['kind']}:{gpu['ordinal']}"
 
     @property
     def columns(self) -> dict[str, dict[str, Any]]:

@@ -34,7 +34,7 @@ def loader_spec(
     manifest: PathArg | Mapping[str, Any] | None,
     anchors: AnchorsArg,
     anchor_stream: str | None,
-    device: str | None,
+    device: str,
     dtype: DTypeArg,
     shuffle: bool,
     seed: int,
@@ -60,7 +60,7 @@ def loader_spec(
         "anchor_stream": None if anchor_stream is None else _name("anchor_stream", anchor_stream),
         "dtype": default,
         "dtypes": dtypes,
-        "device": _device(device),
+        "device": device,
         "shuffle": _flag("shuffle", shuffle),
         "seed": _count("seed", seed, 0, 2**64),
         "drop_last": _flag("drop_last", drop_last),
@@ -176,17 +176,6 @@ def _one_dtype(what: str, dtype: Any) -> str:
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise RequestError(f"{what} must be one of {', '.join(DTYPES)} (as text), found {dtype!r}")
     return dtype
-
-
-def _device(device: str | None) -> str:
-    if device is None or device == "cpu":
-        return "cpu"
-    if isinstance(device, str) and device.split(":")[0] == "cuda":
-        raise RequestError(
-            f'device={device!r}: this version of robocache serves device="cpu" only; leave device= out and '
-            'move batches with .to("cuda", non_blocking=True)'
-        )
-    raise RequestError(f'device must be "cpu", found {device!r}')
 
 
 def _episodes(episodes: Iterable[int]) -> list[int]:

@@ -13,12 +13,49 @@ from ._loader import DataLoader
 
 if TYPE_CHECKING:
     from . import _robocache
+    from ._batch import Note
 
 
 def view(tensor: _robocache.Tensor) -> torch.Tensor:
-    """The column as a tensor over the slot's own memory, mapped read-only: `clone()` before a write."""
+    """The column as a tensor over the slot's own memory: `clone()` before a write.
+
+    On a CUDA device the current stream of that device is made to wait for the batch, and noted.
+    """
     made: torch.Tensor = from_dlpack(tensor)
     return made
+
+
+def lacks_cuda() -> str | None:
+    """What is missing for torch to use a GPU in this process; None where nothing is."""
+    if torch.cuda.is_available():
+        # It says so as well in a child of a process that uses CUDA, where nothing works.
+        if torch.cuda._is_in_bad_fork():
+            return (
+                "CUDA cannot be used in a process forked from one that uses it: start workers with "
+                'multiprocessing_context="spawn", or none (num_workers=0: the daemon prefetches)'
+            )
+        return None
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} was built without CUDA: install a build with it"
+    return (
+        "torch finds no CUDA device: look at nvidia-smi (driver), CUDA_VISIBLE_DEVICES, and the GPUs that "
+        "the container was given"
+    )
+
+
+def current_device() -> int:
+    """The number of torch's current GPU."""
+    return torch.cuda.current_device()
+
+
+def note_on(device: int) -> Note:
+    """Tells a native batch which stream of that GPU is current."""
+    current_stream = torch.cuda.current_stream
+
+    def note(raw: _robocache.Batch) -> None:
+        raw.use_on(current_stream(device).cuda_stream)
+
+    return note
 
 
 class TorchDataLoader(DataLoader, IterableDataset[Batch]):
