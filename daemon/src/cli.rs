@@ -162,6 +162,9 @@ pub struct DoctorArgs {
     /// Judge this memory budget instead of the default one
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<Bytes>,
+    /// Be the other process of the check that GPU memory can be shared
+    #[arg(long, hide = true)]
+    pub gpu_peer: bool,
 }
 
 /// Arguments of `status`.

@@ -3,6 +3,7 @@
 //! A check never changes the host, never needs privileges, and never panics on a strange one: what it cannot find
 //! out it says so. FAIL means the daemon cannot run; WARN means it runs, but worse or not for everybody.
 
+mod gpu;
 mod kernel;
 mod limits;
 mod place;
@@ -55,6 +56,7 @@ pub fn examine(args: &DoctorArgs) -> Vec<Finding> {
     let mut findings = kernel::findings();
     findings.extend(limits::findings(args.memory));
     findings.extend(place::findings(args.socket.as_deref()));
+    findings.extend(gpu::findings());
     findings
 }
 
@@ -62,8 +64,11 @@ pub fn examine(args: &DoctorArgs) -> Vec<Finding> {
 ///
 /// # Errors
 ///
-/// Standard output cannot be written.
+/// Standard output cannot be written; as the peer of a GPU check, what the check is to find out.
 pub fn run(args: &DoctorArgs) -> Result<Exit, Failure> {
+    if args.gpu_peer {
+        return gpu::peer();
+    }
     let findings = examine(args);
     let text = if args.json {
         let worst = findings.iter().map(|finding| finding.verdict).max();

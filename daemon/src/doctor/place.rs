@@ -1,4 +1,4 @@
-//! Where the daemon meets its clients: the socket's directory, a daemon that is there already, a GPU driver.
+//! Where the daemon meets its clients: the socket's directory, a daemon that is there already.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -7,11 +7,10 @@ use serde_json::Value;
 
 use super::Finding;
 use crate::admin::{self, AskError};
-use crate::host;
 
 pub(super) fn findings(socket: Option<&Path>) -> Vec<Finding> {
     let socket = admin::socket_path(socket);
-    vec![directory(&socket), daemon(&socket), gpu_driver()]
+    vec![directory(&socket), daemon(&socket)]
 }
 
 fn directory(socket: &Path) -> Finding {
@@ -79,23 +78,5 @@ fn daemon(socket: &Path) -> Finding {
         Err(error) => {
             Finding::warn(check, error.to_string(), "stop that process, or choose another --socket")
         }
-    }
-}
-
-fn gpu_driver() -> Finding {
-    let version = std::fs::read_to_string("/proc/driver/nvidia/version")
-        .ok()
-        .and_then(|text| text.lines().next().map(str::to_owned));
-    match (host::libcuda(), version) {
-        (Some(library), version) => Finding::ok(
-            "gpu",
-            format!("{}, {}", library.display(), version.as_deref().unwrap_or("version unknown")),
-        ),
-        (None, None) => Finding::ok("gpu", "no NVIDIA driver; device cpu is served"),
-        (None, Some(version)) => Finding::warn(
-            "gpu",
-            format!("{version}, but no libcuda.so.1 where the loader looks"),
-            "in a container use the NVIDIA runtime (docker run --gpus all), or add its directory to LD_LIBRARY_PATH",
-        ),
     }
 }

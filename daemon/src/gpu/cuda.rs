@@ -11,6 +11,7 @@
 #![expect(unsafe_code, reason = "the CUDA driver's interface")]
 
 mod found;
+mod peer;
 mod pinned;
 mod refusals;
 
@@ -28,6 +29,7 @@ use robocache_kernels::{DevicePtr, Kernels, LaunchError};
 use robocache_wire::spec::{GpuKind, IpcHandle};
 
 pub use self::found::Found;
+pub use self::peer::read_shared;
 use self::pinned::{CudaPinned, PinError};
 use self::refusals::{is_lost, name, no_context};
 use crate::gpu::device::{
