@@ -1,4 +1,4 @@
-//! The CUDA driver as the daemon's device: with [`found`] and [`pinned`] the only calls into it from this crate.
+//! The CUDA driver as the daemon's device: with `found` and `pinned` the only calls into it from this crate.
 //!
 //! Owns one primary context, its streams, events, allocations and kernels. Streams, events and allocations are kept in
 //! tables, so that an id or address that is none of ours is an error and never reaches the driver. Return codes are all

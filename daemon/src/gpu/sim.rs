@@ -2,12 +2,12 @@
 //!
 //! For tests of everything above [`Device`] where there is no GPU, two processes included: memory and a ring's events are
 //! memfds (`robocache_wire::sim`). All of it is safe code. Addresses are numbers that mean nothing to the host
-//! ([`memory`]), so that every access is looked up: what lies outside, was freed, or was written by the host while work
+//! (`memory`), so that every access is looked up: what lies outside, was freed, or was written by the host while work
 //! that reads it was under way is a fault, and a fault makes the device lost, as an illegal address does on CUDA.
 //!
-//! - [`memory`]: allocations and pinned memory, and what is wrong about an access.
-//! - [`stream`]: a thread for each stream, which does its work in order, late.
-//! - [`launch`]: the work of `assemble`, from descriptors read out of simulated memory.
+//! - `memory`: allocations and pinned memory, and what is wrong about an access.
+//! - `stream`: a thread for each stream, which does its work in order, late.
+//! - `launch`: the work of `assemble`, from descriptors read out of simulated memory.
 
 mod launch;
 mod memory;

@@ -227,6 +227,7 @@ fn a_stream_that_waits_for_a_dead_client_hangs_alone_and_ends_with_the_device() 
     let free = bench.event();
     bench.record(&free, bench.stream);
     until("the other stream", || free.query().unwrap() == Progress::Done);
+    bench.let_pass();
     assert_eq!(behind.query().unwrap(), Progress::Pending);
     drop((behind, free, memory, bench, device));
 }

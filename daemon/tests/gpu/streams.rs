@@ -80,7 +80,9 @@ fn a_stream_that_waits_comes_after_the_other() {
     let (large, small) = (bench.pinned(&vec![7; span.bytes() as usize]), bench.pinned(&[8; 64]));
     let end = span.part(span.bytes() - 64..span.bytes());
     for round in 0..20 {
-        bench.upload(bench.stream, &*large, &span);
+        for _ in 0..4 {
+            bench.upload(bench.stream, &*large, &span);
+        }
         bench.record(&event, bench.stream);
         bench.device.wait(other, event.id()).unwrap();
         bench.upload(other, &*small, &end);
