@@ -13,7 +13,7 @@
 use std::fmt::Write as _;
 use std::thread::ThreadId;
 
-use cudarc::driver::{DriverError, sys};
+use cudarc::driver::{DriverError, result, sys};
 use robocache_wire::spec::{GpuRing, IpcHandle};
 
 use crate::cure::cure;
@@ -404,12 +404,18 @@ fn devices() -> Result<Vec<sys::CUdevice>, GpuError> {
     Ok(devices)
 }
 
-/// As `nvidia-smi -L` shows it, but that an instance of MIG is called `GPU-` too: the driver does not tell them apart.
+/// As `nvidia-smi -L` shows it.
 fn uuid(device: sys::CUdevice) -> Result<String, GpuError> {
     let mut uuid = sys::CUuuid { bytes: [0; 16] };
     // SAFETY: a device of the driver's; the result goes to a local.
-    check("cuDeviceGetUuid", unsafe { sys::cuDeviceGetUuid_v2(&raw mut uuid, device) })?;
-    let mut text = "GPU".to_owned();
+    check("cuDeviceGetUuid_v2", unsafe { sys::cuDeviceGetUuid_v2(&raw mut uuid, device) })?;
+    let mut card = sys::CUuuid { bytes: [0; 16] };
+    // SAFETY: as above.
+    check("cuDeviceGetUuid", unsafe { sys::cuDeviceGetUuid(&raw mut card, device) })?;
+    let name = result::device::get_name(device).map_err(|error| failed("cuDeviceGetName", error))?;
+    // The first says an instance of MIG's own where there is one, the second its card's.
+    let instance = uuid.bytes != card.bytes || name.contains(" MIG ");
+    let mut text = if instance { "MIG" } else { "GPU" }.to_owned();
     for (i, byte) in uuid.bytes.into_iter().map(i8::cast_unsigned).enumerate() {
         let dash = if matches!(i, 0 | 4 | 6 | 8 | 10) { "-" } else { "" };
         // Writing to a String cannot fail.

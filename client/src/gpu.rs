@@ -55,7 +55,7 @@ pub fn available() -> Result<usize, GpuError> {
     crate::device::uuids().map(|uuids| uuids.len())
 }
 
-/// `device` in the words of the wire: `cuda` and `cuda:N`, which count this process's devices, become `cuda:GPU-...`;
+/// `device` in the words of the wire: `cuda` and `cuda:N`, which count this process's devices, become their UUIDs;
 /// `cuda` is the one current in this thread, else the first.
 pub fn resolve(device: &str) -> Result<String, GpuError> {
     let wrong = || GpuError::Name { found: device.to_owned() };
@@ -80,7 +80,7 @@ pub fn resolve(device: &str) -> Result<String, GpuError> {
     }
 }
 
-/// Whether two UUIDs are of one device: the driver calls an instance of MIG `GPU-`, `nvidia-smi` `MIG-`.
+/// Whether two UUIDs are of one device: drivers differ in whether they tell an instance of MIG, `MIG-`, from a card.
 pub(crate) fn same(a: &str, b: &str) -> bool {
     let digits = |uuid: &str| uuid.split_once('-').map(|(_, digits)| digits.to_ascii_lowercase());
     digits(a).is_some() && digits(a) == digits(b)

@@ -21,6 +21,25 @@
 //!
 //! A [`Batch`] is a view of memory that the daemon wrote; dropping it gives the slot back. Where no daemon runs, one
 //! is started for this process (see [`LoaderBuilder::embedded`]).
+//!
+//! With [`.device("cuda")`](LoaderBuilder::device) columns lie in the GPU's memory, text apart: they are
+//! [`DeviceTensor`]s, with an address for kernels. Say on which streams they are read ([`Batch::use_on`]), and the slot goes
+//! back behind those:
+//!
+//! ```no_run
+//! # use robocache::{Batch, gpu::Stream};
+//! # fn launch(stream: u64, address: u64, shape: &[usize]) {}
+//! # fn step(batch: Batch, my_stream: u64) -> Result<(), Box<dyn std::error::Error>> {
+//! # #[expect(unsafe_code, reason = "an example")]
+//! // SAFETY: a stream of the device's primary context, which outlives the batch.
+//! let stream = unsafe { Stream::from_raw(my_stream) };
+//! batch.use_on(stream)?;
+//! let action = batch.device_tensor("action")?;
+//! launch(stream.raw(), action.address(), &action.shape());
+//! drop(batch); // at once: the daemon writes there when the kernel has read it
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod admin;
 mod batch;

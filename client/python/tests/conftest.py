@@ -16,6 +16,15 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 WORKSPACE = Path(__file__).resolve().parents[3]
 
 
+@pytest.fixture(autouse=True)
+def on_the_host(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is a GPU, an absent `device=` would mean it also in tests that are not about it."""
+    if "cuda" not in request.module.__name__:
+        from robocache import _device
+
+        monkeypatch.setattr(_device, "assumed", lambda _framework: ("cpu", False))
+
+
 @pytest.fixture(scope="session")
 def data() -> Path:
     """The folder of real datasets. Missing data fails the test: it would prove nothing otherwise."""

@@ -123,6 +123,7 @@ WHOLE = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:video feature")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("name", WHOLE)
 def test_every_batch_of_real_data_equals_the_hosts(data: Path, daemon: Daemon, name: str, dtype: str) -> None:
@@ -345,7 +346,7 @@ def test_a_batch_used_before_and_dropped_in_a_capture_goes_back_after_it(g1: str
 def test_holding_every_slot_is_an_error_and_copies_are_the_cure(g1: str, daemon: Daemon) -> None:
     loader = loader_of(g1, daemon, slots=2)
     slots = loader.info["slots"]
-    batches = endless(loader)
+    batches = iter(loader)
     held = [next(batches) for _ in range(slots)]
     with pytest.raises(rc.AllSlotsHeld, match=f"all {slots} slots"):
         next(batches)
@@ -435,20 +436,26 @@ def test_jax_reads_batches_that_are_dropped_before_it_computes(g1: str, daemon: 
         windows = {{"action": rc.Window(hz=30, steps=32)}}
         arguments = dict(batch_size=256, windows=windows, socket={daemon.socket!r}, slots=3)
         host = rc.DataLoader({g1!r}, framework="numpy", device="cpu", **arguments)
-        wanted = [batch["action"].sum(dtype="float64") for batch, _ in zip(host, range(100))]
+        wanted = [batch["action"].sum(dtype="float64") for _ in range(2) for batch in host][:200]
         loader = rc.DataLoader({g1!r}, framework="jax", **arguments)
         assert loader.device == "cuda:0", loader.device
         slow = jax.jit(lambda m: jax.lax.fori_loop(0, 60, lambda _, x: jnp.tanh(x @ x), m))
         busy = jnp.ones((2048, 2048)) / 2048
         @jax.jit
-        def late(m, x):
-            return x.sum() + 0 * slow(m)[0, 0]
+        def late(m, several):
+            return jnp.array([x.sum() for x in several]) + 0 * m[0, 0]
+        # JAX runs at most 32 computations ahead: several batches in each are more than the ring has.
+        batches = iter(loader)
         read = []
-        for batch, _ in zip(loader, range(100)):
-            assert isinstance(batch["t_ns"], np.ndarray)
-            read.append(late(busy, batch["action"]))
-            del batch
-        np.testing.assert_allclose(np.array(read), wanted, rtol=1e-4, atol=1e-2)
+        for _ in range(25):
+            several = []
+            for _ in range(8):
+                batch = next(batches, None) or next(batches := iter(loader))
+                assert isinstance(batch["t_ns"], np.ndarray)
+                several.append(batch["action"])
+            read.append(late(slow(busy), several))
+            del batch, several
+        np.testing.assert_allclose(np.concatenate(read), wanted, rtol=1e-4, atol=1e-2)
         print("ok")
     """
     done = run(script)
@@ -461,9 +468,10 @@ def test_jax_reads_batches_that_are_dropped_before_it_computes(g1: str, daemon: 
 # Processes
 
 
-def run(script: str, **arguments: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", textwrap.dedent(script)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, **arguments)
+def run(script: str) -> subprocess.CompletedProcess[str]:
+    # What there is to warn of the dataset is not of interest here.
+    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(script)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def test_forked_workers_are_refused_and_spawned_ones_deliver_every_sample(g1: str, daemon: Daemon) -> None:

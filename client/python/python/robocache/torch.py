@@ -65,6 +65,14 @@ class TorchDataLoader(DataLoader, IterableDataset[Batch]):
     In worker `w` of `n` it is the loader of rank `rank * n + w` of `world_size * n`.
     """
 
+    def _next(self, run: int, epoch: int) -> Batch | None:
+        batch = super()._next(run, epoch)
+        # A worker hands it to another process. From a GPU torch would share it, which it can do with its own
+        # memory only, and by then it has made a plain mapping of the batch.
+        if batch is not None and batch.device != "cpu" and get_worker_info() is not None:
+            return batch.copy()
+        return batch
+
     def _shard(self) -> tuple[int, int]:
         rank, world_size = super()._shard()
         worker = get_worker_info()
