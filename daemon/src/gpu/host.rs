@@ -14,7 +14,7 @@ use crate::gpu::cuda::{CudaDevice, Found};
 use crate::gpu::describe::Recipe;
 use crate::gpu::device::{Device, DeviceError, StreamId};
 use crate::gpu::ring::{DeviceRing, slot_bytes};
-use crate::gpu::sim::{SimDevice, SimOptions};
+use crate::gpu::sim::{Fault, SimDevice, SimOptions};
 use crate::gpu::tiers::{TierCounters, Tiers};
 use crate::gpu::worker::{Worker, WorkerCounters};
 use crate::host::Memory;
@@ -137,11 +137,8 @@ impl Gpus {
         if let Some(gpu) = self.open.read().get(&key) {
             return Ok(Arc::clone(gpu));
         }
-        let device: Arc<dyn Device> = if simulated {
-            SimDevice::new(SimOptions { ordinal, ..SimOptions::default() })
-        } else {
-            CudaDevice::open(ordinal)?
-        };
+        let device: Arc<dyn Device> =
+            if simulated { simulated_device(ordinal) } else { CudaDevice::open(ordinal)? };
         let gpu = Gpu::start(device, &self.config, self.memory)?;
         self.open.write().insert(key, Arc::clone(&gpu));
         Ok(gpu)
@@ -159,6 +156,21 @@ impl Gpus {
             }
         }
     }
+}
+
+/// A simulated device, the first one with the fault that a test may have ordered: `launch=20` or `allocations=2`.
+fn simulated_device(ordinal: u32) -> Arc<dyn Device> {
+    let device = SimDevice::new(SimOptions { ordinal, ..SimOptions::default() });
+    let ordered = std::env::var("ROBOCACHE_SIMULATE_FAULT").unwrap_or_default();
+    if let (0, Some((fault, number))) = (ordinal, ordered.split_once('=')) {
+        match (fault, number.parse()) {
+            ("launch", Ok(after)) => device.inject(Fault::Launch(after)),
+            ("allocations", Ok(count)) => device.inject(Fault::Allocations(count)),
+            ("pins", Ok(count)) => device.inject(Fault::Pins(count)),
+            _ => tracing::error!(ordered, "no fault of a simulated device"),
+        }
+    }
+    device
 }
 
 impl Gpu {

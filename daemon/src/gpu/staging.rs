@@ -11,8 +11,8 @@ use std::time::Duration;
 use crate::gpu::device::{Device, DeviceError, Event, Pinned, Progress, Span, StreamId};
 use crate::gpu::tiers::TierCounters;
 
-/// Bytes of one buffer: the bus is at its full speed from 8 MiB on.
-const BUFFER: u64 = 32 << 20;
+/// Bytes of one buffer: the bus is at its full speed from 8 MiB on. Less where less can be pinned.
+const BUFFERS: [u64; 3] = [32 << 20, 4 << 20, 256 << 10];
 
 /// Places in a buffer are what addresses on the device are, by this: blocks there begin at its multiples.
 const ALIGN: u64 = 256;
@@ -102,15 +102,15 @@ impl Staging {
 
     /// Where the next bytes go, and how many fit there. Bytes for neighbouring lines of the device become neighbours.
     fn room(&mut self, address: u64) -> Result<(u64, u64), DeviceError> {
-        if self.buffers.is_empty() {
-            for _ in 0..2 {
-                let (pinned, sent) = (self.device.pin(BUFFER)?, Event::new(&self.device)?);
-                self.buffers.push(Buffer { pinned, sent, used: 0, pieces: Vec::new() });
-            }
+        while self.buffers.len() < 2 {
+            let (pinned, sent) = (self.pin()?, Event::new(&self.device)?);
+            self.buffers.push(Buffer { pinned, sent, used: 0, pieces: Vec::new() });
         }
-        if self.buffers[self.filling].used >= BUFFER {
+        let whole = self.buffers[self.filling].pinned.bytes();
+        if self.buffers[self.filling].used >= whole {
             self.flush()?;
         }
+        let whole = self.buffers[self.filling].pinned.bytes();
         let buffer = &mut self.buffers[self.filling];
         if buffer.pieces.is_empty() {
             // What it held is on its way, or there.
@@ -120,11 +120,25 @@ impl Staging {
             buffer.used = 0;
         }
         let at = buffer.used + (address.wrapping_sub(buffer.used) % ALIGN);
-        if at >= BUFFER {
-            buffer.used = BUFFER;
+        if at >= whole {
+            buffer.used = whole;
             return self.room(address);
         }
-        Ok((at, BUFFER - at))
+        Ok((at, whole - at))
+    }
+
+    /// A buffer, as large as one can be had.
+    fn pin(&self) -> Result<Box<dyn Pinned>, DeviceError> {
+        let mut sizes = BUFFERS.into_iter().peekable();
+        loop {
+            let bytes = sizes.next().expect("there is a smallest size");
+            match (self.device.pin(bytes), sizes.peek()) {
+                (Err(error), Some(&smaller)) if !matches!(error, DeviceError::Lost { .. }) => {
+                    tracing::warn!(bytes, smaller, %error, "uploads go through smaller buffers");
+                }
+                (pinned, _) => return pinned,
+            }
+        }
     }
 }
 

@@ -254,6 +254,7 @@ impl Tiers {
                         "the GPU cache cannot grow to its budget; the rest is served from pinned memory"
                     );
                     self.cache.stop_growing();
+                    self.publish();
                 }
             }
         }
@@ -273,6 +274,7 @@ impl Tiers {
                     "the pinned cache cannot grow to its budget; what does not fit is copied for each batch"
                 );
                 self.pinned.stop_growing();
+                self.publish();
                 Ok(None)
             }
         }

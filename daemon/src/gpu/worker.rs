@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Everything of one device is enqueued by this thread, on one stream; transfers have another. It never waits for a
-//! GPU as long as there is something to enqueue: it asks, and at most [`IN_FLIGHT`] bursts are under way. Batches come
+//! GPU as long as there is something to enqueue: it asks, and at most three bursts are under way. Batches come
 //! in bursts because each turn of this context at the GPU takes a time slice from the trainer's.
 
 use std::collections::{HashMap, VecDeque};

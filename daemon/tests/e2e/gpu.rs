@@ -490,6 +490,46 @@ fn devices_that_are_not_there_are_refused_with_what_is() {
 }
 
 #[test]
+fn a_gpu_that_breaks_takes_its_own_loaders_and_nothing_else() {
+    let daemon = Daemon::start_with_fault("launch=20", &["--simulate-gpus", "2"]);
+    let build = |device: &str| daemon.loader(data("g1_v30_conv")).features(["action"]).device(device);
+    let (mut breaks, mut other, mut on_cpu) = (
+        build("sim:0").connect().unwrap(),
+        build("sim:1").connect().unwrap(),
+        build("cpu").connect().unwrap(),
+    );
+    let wanted: Vec<_> = (0..40).map(|_| whole(&on_cpu.next_batch().unwrap().unwrap())).collect();
+    let mut seen = 0;
+    let error = loop {
+        match breaks.next_batch() {
+            Ok(batch) => {
+                assert_eq!(whole(&batch.unwrap()), wanted[seen], "what was made before is good");
+                seen += 1;
+            }
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(&error, LoaderError::Failed { message, .. } if message.contains("lost")), "{error}");
+    assert!(seen < 40);
+    for wanted in &wanted {
+        assert_eq!(whole(&other.next_batch().unwrap().unwrap()), *wanted);
+    }
+    on_cpu.next_batch().unwrap().unwrap();
+    let refused = build("sim:0").connect().unwrap_err().to_string();
+    assert!(refused.contains("lost") && refused.contains("restart"), "{refused}");
+}
+
+#[test]
+fn a_ring_that_does_not_fit_the_gpu_is_made_smaller_with_a_warning() {
+    let daemon = Daemon::start_with_fault("allocations=2", &["--simulate-gpus", "1"]);
+    let builder = daemon.loader(data("g1_v30_conv")).features(["action"]).shuffle(true).device("sim:0");
+    let mut loader = builder.connect().unwrap();
+    assert_eq!(loader.info().slots, 8, "32 and 16 found no memory");
+    assert_eq!((&mut loader).map(Result::unwrap).count(), 562);
+    assert!(daemon.log().contains("making it smaller"), "{}", daemon.log());
+}
+
+#[test]
 fn loaders_for_cpus_and_gpus_share_one_daemon_and_decode_once() {
     let daemon = serve(&[]);
     let build = || daemon.loader(data("g1_v30_conv")).features(["action"]).shuffle(true);

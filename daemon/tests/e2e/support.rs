@@ -19,10 +19,15 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// Starts a daemon and waits until it listens.
     pub(crate) fn start(arguments: &[&str]) -> Self {
-        Self::start_in(tempfile::tempdir().unwrap(), arguments)
+        Self::start_in(tempfile::tempdir().unwrap(), arguments, None)
     }
 
-    fn start_in(directory: tempfile::TempDir, arguments: &[&str]) -> Self {
+    /// A daemon whose first simulated GPU has a fault.
+    pub(crate) fn start_with_fault(fault: &str, arguments: &[&str]) -> Self {
+        Self::start_in(tempfile::tempdir().unwrap(), arguments, Some(fault))
+    }
+
+    fn start_in(directory: tempfile::TempDir, arguments: &[&str], fault: Option<&str>) -> Self {
         let log =
             std::fs::File::options().create(true).append(true).open(directory.path().join("log")).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_robocached"))
@@ -30,6 +35,7 @@ impl Daemon {
             .arg("--socket")
             .arg(directory.path().join("d.sock"))
             .args(arguments)
+            .envs(fault.map(|fault| ("ROBOCACHE_SIMULATE_FAULT", fault)))
             .stdin(Stdio::null())
             .stderr(log)
             .spawn()
@@ -48,7 +54,7 @@ impl Daemon {
     pub(crate) fn restart(mut self, arguments: &[&str]) -> Self {
         self.kill();
         let directory = std::mem::replace(&mut self.directory, tempfile::tempdir().unwrap());
-        Self::start_in(directory, arguments)
+        Self::start_in(directory, arguments, None)
     }
 
     pub(crate) fn socket(&self) -> PathBuf {

@@ -14,3 +14,4 @@ mod processes;
 mod random;
 mod simulated;
 mod streams;
+mod tiers;
