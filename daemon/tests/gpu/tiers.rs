@@ -71,8 +71,9 @@ fn uploads_go_through_smaller_buffers_where_large_ones_cannot_be_pinned() {
     upload_everywhere(&bench, &mut staging);
 }
 
-fn stream(rows: usize, seed: u64) -> Stream {
-    let stamps: Vec<i64> = (0..rows as i64).map(|row| row * 1_000_003).collect();
+fn stream(rows: u16, seed: u64) -> Stream {
+    let stamps: Vec<i64> = (0..i64::from(rows)).map(|row| row * 1_000_003).collect();
+    let rows = usize::from(rows);
     let values = Values { dtype: DType::Float32, dim: 8, rows, buffer: bytes(rows * 32, seed).into() };
     Stream { clock: Clock::from_stamps(stamps).unwrap(), values }
 }
