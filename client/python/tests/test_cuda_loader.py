@@ -402,7 +402,7 @@ def test_two_loaders_on_one_gpu_do_not_mix(g1: str, daemon: Daemon) -> None:
             break
 
 
-def test_cupy_and_jax_read_columns_in_place(g1: str, daemon: Daemon) -> None:
+def test_cupy_reads_columns_in_place(g1: str, daemon: Daemon) -> None:
     cupy: Any = pytest.importorskip("cupy", reason="CuPy is not installed")
     wanted = indices(g1, daemon, 40)
     loader = loader_of(g1, daemon, slots=3)

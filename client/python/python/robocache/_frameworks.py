@@ -71,7 +71,8 @@ def _jax() -> View:
         # JAX would cut 64-bit values to their lower half (`t_ns` above all) unless it was told to keep them.
         if tensor.dtype in ("int64", "uint64", "float64") and not jax.config.jax_enable_x64:
             return _numpy(tensor.to_host())
-        # JAX computes on streams that it tells nobody, and lets go of memory before they are done with it.
+        # JAX computes on streams that it tells nobody, and nothing promises that it keeps memory until they are
+        # done: JAX 0.11 was seen to, older clients of XLA do not.
         tensor.read_anywhere()
         return from_dlpack(tensor)
 
