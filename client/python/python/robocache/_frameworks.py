@@ -71,8 +71,8 @@ def _jax() -> View:
         # JAX would cut 64-bit values to their lower half (`t_ns` above all) unless it was told to keep them.
         if tensor.dtype in ("int64", "uint64", "float64") and not jax.config.jax_enable_x64:
             return _numpy(tensor.to_host())
-        # JAX computes on streams that it tells nobody, and nothing promises that it keeps memory until they are
-        # done: JAX 0.11 was seen to, older clients of XLA do not.
+        # JAX computes on streams that it tells nobody. That it keeps memory until they are done was seen of
+        # JAX 0.11 and is promised nowhere.
         tensor.read_anywhere()
         return from_dlpack(tensor)
 
