@@ -1,0 +1,156 @@
+"""Batches delivered to a client that only waits on them, and how fast one is handed over.
+
+From episodes in the GPU's memory, and from episodes in pinned host memory.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from statistics import median
+from typing import Any
+
+import torch
+from bench import KEY, OFF_GRID, ON_GRID, ROW_BYTES, ROWS, Bench, Json, endless, figures, gpu_work
+from step import BATCH, DIM, STEPS
+
+
+def taking(
+    bench: Bench, batches: Iterator[Any], use: Callable[[torch.Tensor], object]
+) -> Callable[[], float]:
+    """Episodes a second of a loop that takes a batch and enqueues `use` on it."""
+
+    def measure() -> float:
+        episodes, start = 0, time.perf_counter()
+        while time.perf_counter() - start < bench.args.seconds:
+            for _ in range(20):
+                x = next(batches)[KEY]
+                use(x)
+                episodes += len(x)
+                del x
+        torch.cuda.synchronize()
+        return episodes / (time.perf_counter() - start)
+
+    return measure
+
+
+def store(bench: Bench) -> Json:
+    """Batches from episodes that are all in the GPU's memory."""
+    out: Json = {}
+    reps = ("--reps", str(bench.args.rounds), "--seconds", str(bench.args.seconds))
+    with bench.daemon("--gpu-cache", "16GiB", "--pinned-cache", "0") as daemon:
+        for name, start in (("resample-off-grid", OFF_GRID), ("resample", ON_GRID)):
+            data = bench.dataset()
+            warm = bench.rust("", "throughput", data, "--workload", name, "--reps", "1", socket=daemon.socket)
+            before, cpu, began = daemon.gpu(), daemon.cpu_seconds(), time.perf_counter()
+            rust = bench.rust(
+                f"store {name}", "throughput", data, "--workload", name, *reps, socket=daemon.socket
+            )
+            seconds = time.perf_counter() - began
+            rust |= {
+                "daemon": gpu_work(daemon, before, seconds),
+                "daemon_cpu_s": daemon.cpu_seconds() - cpu,
+                "warm_up": warm["samples_per_s"]["median"],
+            }
+            loader = bench.loader(daemon, start)
+            static = torch.empty(BATCH, STEPS, DIM, dtype=torch.bfloat16, device=bench.args.device)
+            resident = torch.randn_like(static)
+            batches = endless(loader)
+            copies = taking(bench, batches, static.copy_)
+            found = bench.rounds(
+                {
+                    "python, waits": taking(bench, batches, lambda x: None),
+                    "python, copies each batch": copies,
+                    "resident tensor, copied": taking(bench, itertools.repeat({KEY: resident}), static.copy_),
+                }
+            )
+            loader.close()
+            out[name] = {"rust, waits": rust} | {key: figures(rates) for key, rates in found.items()}
+            rate = rust["samples_per_s"]["median"]
+            bench.row(f"{name}, Rust client", f"{rate:,.0f} episodes/s", "", ">= 1,000,000")
+            beside = f"resident tensor {median(found['resident tensor, copied']):,.0f}"
+            bench.row(
+                f"{name}, Python client",
+                f"{median(found['python, waits']):,.0f} episodes/s; "
+                f"copying {median(found['python, copies each batch']):,.0f}",
+                beside,
+                ">= 1,000,000",
+            )
+        out["daemon_warnings"] = daemon.warnings()
+    return out
+
+
+def h2d(mib: int = 256) -> Callable[[], float]:
+    """Bytes a second of copies from pinned memory."""
+    host = torch.empty(mib << 20, dtype=torch.uint8, pin_memory=True)
+    device = torch.empty_like(host, device="cuda")
+
+    def measure(copies: int = 8) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(copies):
+            device.copy_(host, non_blocking=True)
+        end.record()
+        end.synchronize()
+        return copies * host.nbytes / (start.elapsed_time(end) / 1e3)
+
+    return measure
+
+
+def pinned(bench: Bench) -> Json:
+    """Batches from pinned memory alone, beside pinned copies to the device."""
+    data, copying = bench.dataset(), h2d()
+    with bench.daemon("--gpu-cache", "0", "--pinned-cache", "8GiB") as daemon:
+        arguments = (
+            "throughput",
+            data,
+            "--workload",
+            "resample-off-grid",
+            "--seconds",
+            str(bench.args.seconds),
+        )
+
+        def rust() -> float:
+            made = bench.rust("pinned", *arguments, "--reps", "1", socket=daemon.socket)
+            return made["samples_per_s"]["median"]
+
+        rust()  # brings all episodes to pinned memory
+        before, cpu, began = daemon.gpu(), daemon.cpu_seconds(), time.perf_counter()
+        loader = bench.loader(daemon, OFF_GRID)
+        waits = taking(bench, endless(loader), lambda x: None)
+        found = bench.rounds({"h2d": copying, "rust": rust, "h2d again": copying, "python": waits})
+        work = gpu_work(daemon, before, time.perf_counter() - began)
+        cpu = daemon.cpu_seconds() - cpu
+        loader.close()
+        warnings = daemon.warnings()
+    bus = median(found["h2d"] + found["h2d again"])
+    out: Json = {
+        "h2d_bytes_per_s": figures(found["h2d"] + found["h2d again"]),
+        "bytes_of_source_an_episode": ROWS * ROW_BYTES,
+        "counted": "each target lies between rows 2k and 2k+1, so a batch reads each of its episodes' 500 "
+        "rows of 256 float32 once; stamps, descriptors and what the bus adds are not counted",
+        "daemon": work,
+        "daemon_cpu_s": cpu,
+        "daemon_warnings": warnings,
+    }
+    for name in ("rust", "python"):
+        rate = median(found[name])
+        share = rate * ROWS * ROW_BYTES / bus
+        out[name] = {"samples_per_s": figures(found[name]), "of_h2d": share}
+        ours = f"{rate:,.0f} episodes/s, {rate * ROWS * ROW_BYTES / 1e9:.1f} GB/s"
+        bench.row(
+            f"pinned store, {name} client", ours, f"{share:.0%} of H2D ({bus / 1e9:.1f} GB/s)", ">= 90 %"
+        )
+    return out
+
+
+def hand_off(bench: Bench) -> Json:
+    """From a slot's publication to the batch being usable on the stream of another process."""
+    out = bench.rust("hand-off", "hand-off", "--batches", str(bench.args.batches))
+    us = {key: value / 1e3 for key, value in out["usable_ns"].items()}
+    ours = (
+        f"p50 {us['median']:.1f} us, p99 {us['p99']:.1f}, p99.9 {us['p999']:.1f} of {out['usable_ns']['n']:,}"
+    )
+    bench.row("hand-off: published to usable", ours, "", "p50 <= 20, p99 <= 100")
+    return out
