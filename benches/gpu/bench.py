@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
@@ -42,9 +41,12 @@ class Bench:
         self.commands[name] = " ".join(["gpu_bench", *arguments]).replace(str(self.folder), "SCRATCH")
         command = [str(self.args.gpu_bench), *arguments]
         environment = os.environ | ({"ROBOCACHE_SOCKET": socket} if socket else {})
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment, check=False, timeout=300
+        )
         if done.returncode != 0:
-            sys.exit(f"{self.commands[name]} failed ({done.returncode}):\n{done.stderr[-4000:]}")
+            said = done.stderr[-4000:]
+            raise RuntimeError(f"{self.commands[name]} failed ({done.returncode}):\n{said}")
         return json.loads(done.stdout.splitlines()[-1])
 
     def dataset(self) -> str:

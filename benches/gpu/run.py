@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -97,7 +98,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    args = arguments()
+    args, failed = arguments(), []
     made: Json = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "commit": args.commit,
@@ -115,7 +116,13 @@ def main() -> None:
         for name in args.sections:
             print(f"{name}: {(SECTIONS[name].__doc__ or '').splitlines()[0]}", file=sys.stderr, flush=True)
             start = time.perf_counter()
-            made[name] = SECTIONS[name](bench)
+            try:
+                made[name] = SECTIONS[name](bench)
+            except Exception as error:
+                # The other sections are worth having all the same.
+                traceback.print_exc()
+                made[name] = {"failed": str(error)}
+                failed.append(name)
             made[name]["took_s"] = time.perf_counter() - start
             made |= {"load_after": os.getloadavg()[0], "commands": bench.commands, "table": bench.rows}
             # After each section, so that what was measured is kept whatever comes after.
@@ -132,6 +139,8 @@ def main() -> None:
     print(
         f"\n{made['machine']['gpu']}, driver {made['machine']['driver']}, commit {args.commit}; {path.name}"
     )
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":
