@@ -5,7 +5,6 @@
 //! that saturates 64 is of a ring that is refused before anything is placed there.
 
 use robocache_formats::{Dataset, StreamKind};
-use robocache_kernels::Stores;
 use robocache_types::DType;
 use robocache_wire::batch::{COLUMN_ALIGN, SLOT_ALIGN, first_column_offset};
 use robocache_wire::spec::{ColumnInfo, ColumnRole, Place};
@@ -103,19 +102,9 @@ pub(crate) fn place(
         let refused = PlanError::RingTooLarge { bytes, slots, slot_bytes, limit };
         u64::try_from(end).ok().filter(|_| bytes <= u128::from(limit)).ok_or(refused)
     };
-    let stores = if end >= STREAMED_SLOT_BYTES { Stores::Streamed } else { Stores::Cached };
-    for column in &mut columns {
-        if let Source::Stream { kernel, .. } = &mut column.source {
-            kernel.set_stores(stores);
-        }
-    }
     let device_end = fits(device_end, limits.gpu_ring_bytes.unwrap_or(0))?;
     Ok(Placed { columns, infos, end: fits(end, limits.ring_bytes)?, device_end })
 }
-
-/// Slots from here on are written past the caches: more than a core's own, so that a client on another core would
-/// read most of it from memory either way (docs/adr/0002-simd-in-kernels.md has the figures).
-const STREAMED_SLOT_BYTES: u128 = 4 << 20;
 
 fn usize_of(offset: u64) -> usize {
     // Larger than any ring, which is then refused; no column is ever placed there.

@@ -54,18 +54,6 @@ pub struct FieldKernel {
     /// Offsets are rows, each one more than the one before: the first of them.
     run_from: Option<i64>,
     values: Values,
-    stores: Stores,
-}
-
-/// Where the bytes of a batch go. The bytes are the same.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Stores {
-    /// Into the caches, where a consumer that comes soon finds them.
-    #[default]
-    Cached,
-    /// Past the caches, where the CPU can and rows are copied one by one: for slots that a core's cache does not
-    /// hold until they are read. Faster to write, slower to read at once.
-    Streamed,
 }
 
 /// How values get from a stream to a batch.
@@ -150,12 +138,7 @@ impl FieldKernel {
             }
             _ => Values::Copied { row_bytes: dim * from.size_bytes() },
         };
-        Ok(Self { field, steps, max_gap_ns, run_from, values, stores: Stores::default() })
-    }
-
-    /// Chooses how outputs are stored from now on; until then, [`Stores::Cached`].
-    pub fn set_stores(&mut self, stores: Stores) {
-        self.stores = stores;
+        Ok(Self { field, steps, max_gap_ns, run_from, values })
     }
 
     /// The field as it was asked for.
@@ -270,23 +253,6 @@ impl FieldKernel {
             if let Some(mask) = &mut mask {
                 mask[chunk * PICKS..][..offsets.len()].copy_from_slice(&pads[..offsets.len()]);
             }
-            match self.stores {
-                Stores::Cached => self.make(data, picks, out),
-                Stores::Streamed => self.make_streamed(data, picks, out),
-            }
-        }
-    }
-
-    /// Streams rows that are picked as they are. What has to be made is stored as ever: its arithmetic hides the
-    /// stores, and through a scratch buffer it lost.
-    fn make_streamed(&self, data: &[u8], picks: &[Pick], out: &mut [u8]) {
-        let row_bytes = self.field.dim * self.field.from.size_bytes();
-        let as_they_are = row_bytes >= STREAMED_BYTES
-            && !matches!(self.values, Values::Made { same_dtype: false, .. })
-            && picks.iter().all(|pick| pick.weight == 0.0);
-        if as_they_are {
-            simd::stream(picks.iter().map(|pick| &data[pick.row * row_bytes..][..row_bytes]), out);
-        } else {
             self.make(data, picks, out);
         }
     }
@@ -345,6 +311,3 @@ impl FieldKernel {
 
 /// Targets found before their values are made: few enough for the stack, enough to spread a call's cost.
 const PICKS: usize = 32;
-
-/// Shorter rows are mostly beginnings and ends of lines, which memory takes one by one.
-const STREAMED_BYTES: usize = 512;

@@ -14,6 +14,6 @@ pub use device::{
     ANCHOR_BYTES, AssemblePlan, Column, DevicePtr, DeviceStream, FUSE_STREAMS, FusePlan, FuseStream,
     PlanError, SOURCE_BYTES,
 };
-pub use field::{Anchor, Field, FieldError, FieldKernel, Offsets, Stores, StreamView};
+pub use field::{Anchor, Field, FieldError, FieldKernel, Offsets, StreamView};
 pub use launch::{Kernels, LaunchError};
 pub use tensors::{Tensor, TensorError, Times, fuse, resample};

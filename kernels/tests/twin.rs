@@ -10,7 +10,7 @@
 
 use half::{bf16, f16};
 use proptest::prelude::*;
-use robocache_kernels::{Anchor, Field, FieldError, FieldKernel, Offsets, Stores, StreamView};
+use robocache_kernels::{Anchor, Field, FieldError, FieldKernel, Offsets, StreamView};
 use robocache_types::{Clock, DType, Interp, UniformClock};
 
 const FLOATS: [DType; 4] = [DType::Float16, DType::BFloat16, DType::Float32, DType::Float64];
@@ -416,41 +416,5 @@ fn what_f32_cannot_hold_becomes_infinite() {
         let stream = StreamView { clock: &clock, data: &f64::to_le_bytes(value) };
         kernel.assemble(stream, Anchor { t_ns: 0, row: 0 }, &mut out, None);
         assert_eq!(f32::from_le_bytes(out), wanted, "{value}");
-    }
-}
-
-#[test]
-fn streamed_stores_write_the_same_bytes_and_mask_as_cached_ones() {
-    let clock = Clock::Uniform(UniformClock::new(0, 100.0, 90).unwrap());
-    for (dim, from, to, step_ns, shift_ns) in [
-        (256, DType::Float32, DType::Float32, 20_000_000, 0),
-        (256, DType::Float32, DType::Float32, 20_000_000, 3_300_000),
-        (256, DType::Float32, DType::Float32, 5_000_000, 0), // every second target lies between rows
-        (1078, DType::Float64, DType::Float64, 30_000_000, -60_000_000),
-        (1078, DType::Float32, DType::BFloat16, 20_000_000, 0),
-        (131, DType::Float32, DType::Float32, 20_000_000, 0), // rows of no whole number of lines
-        (14, DType::Float32, DType::Float32, 20_000_000, 0),
-    ] {
-        let data: Vec<u8> = match from {
-            DType::Float64 => (0..90 * dim).flat_map(|i| (i as f64).to_le_bytes()).collect(),
-            _ => (0..90 * dim).flat_map(|i| (i as f32).to_le_bytes()).collect(),
-        };
-        let offsets = Offsets::Times((0..50).map(|k| k * step_ns + shift_ns).collect());
-        let mut kernel = FieldKernel::new(Field { offsets, ..linear(dim, from, to) }).unwrap();
-        let run = |kernel: &FieldKernel, poison: u8, skew: usize| {
-            let (mut out, mut mask) = (vec![poison; kernel.out_bytes() + skew], vec![poison; kernel.steps()]);
-            let stream = StreamView { clock: &clock, data: &data };
-            kernel.assemble(stream, Anchor { t_ns: 0, row: 0 }, &mut out[skew..], Some(&mut mask));
-            assert!(out[..skew].iter().all(|&byte| byte == poison));
-            (out.split_off(skew), mask)
-        };
-        let cached = run(&kernel, 0xa5, 0);
-        kernel.set_stores(Stores::Streamed);
-        for skew in [0, 4, 60] {
-            assert!(
-                run(&kernel, 0x5a, skew) == cached,
-                "dim {dim}, {from} to {to}, {shift_ns} ns, skew {skew}"
-            );
-        }
     }
 }
