@@ -1,6 +1,7 @@
 //! The RoboCache daemon as a library, so that its tests and benches can drive it without a process of its own.
 
 pub mod admin;
+pub mod allocator;
 pub mod anchors;
 pub mod assemble;
 pub mod assemblers;

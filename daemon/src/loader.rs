@@ -167,7 +167,7 @@ impl Loader {
         let future = Arc::new(Future::new(self.dataset.id()));
         store.watch(&future);
         let mut lookahead = Lookahead::new(Arc::clone(&self.plan), &self.spec, Arc::clone(&future));
-        let tight = store.used() + self.dataset.expected_total(&self.plan.streams) > store.budget();
+        let tight = store.used() + self.dataset.expected_missing(&self.plan.streams) > store.budget();
         loop {
             let interrupt = match self.next_order() {
                 Order::Stop => Interrupt::Stop,

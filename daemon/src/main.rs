@@ -3,5 +3,6 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    robocached::allocator::keep_large_buffers();
     robocached::cli::main()
 }

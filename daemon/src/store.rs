@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex, RwLock};
 use robocache_formats::{Dataset, ReadError, Stream};
 
+use crate::allocator;
 use crate::future::Future;
 
 /// Units up to this many bytes are read whole, even when one episode is wanted: seeking costs more.
@@ -180,6 +181,7 @@ impl Store {
     pub fn set_budget(&self, budget: u64) {
         self.budget.store(budget, Ordering::Relaxed);
         self.make_room(&mut self.ledger.lock(), 0, u64::MAX);
+        allocator::give_back();
     }
 
     pub fn budget(&self) -> u64 {
@@ -425,10 +427,12 @@ impl DatasetStore {
         slot.as_ref().filter(|columns| columns.has(streams)).map(Arc::clone)
     }
 
-    /// Bytes these streams of all episodes are expected to take, where the metadata tells.
-    pub fn expected_total(&self, streams: &[usize]) -> u64 {
+    /// Bytes these streams of all episodes that are not resident are expected to take, where the metadata tells.
+    pub fn expected_missing(&self, streams: &[usize]) -> u64 {
         (0..self.episodes.len())
-            .map(|e| self.expected_bytes(u32::try_from(e).unwrap_or(u32::MAX), streams))
+            .map(|e| u32::try_from(e).unwrap_or(u32::MAX))
+            .filter(|&episode| self.get(episode, streams).is_none())
+            .map(|episode| self.expected_bytes(episode, streams))
             .sum()
     }
 
@@ -582,5 +586,8 @@ impl Drop for DatasetStore {
             ledger.resident.extract_if(|key, _| key.0 == id).map(|(_, resident)| resident.bytes).sum();
         ledger.used -= gone;
         ledger.failed.retain(|key, _| key.0 != id);
+        drop(ledger);
+        self.episodes.iter().for_each(|slot| *slot.write() = None);
+        allocator::give_back();
     }
 }

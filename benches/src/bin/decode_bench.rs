@@ -3,16 +3,17 @@
 //!
 //!     decode_bench DATASET [--threads 1] [--reps 5]
 //!
-//! Work is cut as the daemon's store cuts it: units of up to 32 MiB whole, others an episode at a time.
+//! Work is cut as the daemon's store cuts it: units of up to 32 MiB whole, others an episode at a time. What was read is
+//! kept until the next repetition has read it again, as the store keeps it and as `baselines/pyarrow_read.py` does.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use anyhow::Context;
 use clap::Parser;
 use robocache_benches::{figures, ns};
-use robocache_formats::{Dataset, OpenOptions, StreamKind};
+use robocache_formats::{Dataset, OpenOptions, Stream, StreamKind};
 use serde_json::json;
 
 #[derive(Debug, Parser)]
@@ -28,16 +29,20 @@ struct Args {
 const WHOLE_UNIT_BYTES: usize = 32 << 20;
 
 fn main() -> anyhow::Result<()> {
+    robocached::allocator::keep_large_buffers(); // as the daemon does
     let args = Args::parse();
-    let (mut open_ms, mut read_ms, mut bytes) = (Vec::new(), Vec::new(), 0);
+    let (mut open_ms, mut read_ms, mut bytes, mut kept) = (Vec::new(), Vec::new(), 0, Vec::new());
     for rep in 0..=args.reps {
         let start = Instant::now();
         let dataset = Dataset::open(&args.dataset, &OpenOptions::default())?;
         let opened = ns(start) / 1e6;
         let (jobs, streams) = (jobs(&dataset), numeric(&dataset));
         let start = Instant::now();
-        bytes = read(&dataset, &jobs, &streams, args.threads)?;
+        let streams = read(&dataset, &jobs, &streams, args.threads)?;
         let read = ns(start) / 1e6;
+        bytes =
+            streams.iter().map(|s| (s.values.rows * s.values.dim * s.values.dtype.size_bytes()) as u64).sum();
+        drop(std::mem::replace(&mut kept, streams));
         if rep > 0 {
             open_ms.push(opened);
             read_ms.push(read);
@@ -71,25 +76,30 @@ fn jobs(dataset: &Dataset) -> Vec<Vec<usize>> {
     jobs
 }
 
-/// Returns the bytes of values decoded.
-fn read(dataset: &Dataset, jobs: &[Vec<usize>], streams: &[usize], threads: usize) -> anyhow::Result<u64> {
-    let (next, bytes) = (AtomicUsize::new(0), AtomicU64::new(0));
-    let work = || -> anyhow::Result<()> {
+/// Returns all that was decoded.
+fn read(
+    dataset: &Dataset,
+    jobs: &[Vec<usize>],
+    streams: &[usize],
+    threads: usize,
+) -> anyhow::Result<Vec<Stream>> {
+    let next = AtomicUsize::new(0);
+    let work = || -> anyhow::Result<Vec<Stream>> {
+        let mut read = Vec::new();
         while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
             let episodes = dataset.read(job, streams).with_context(|| format!("reading episodes {job:?}"))?;
-            let lengths =
-                episodes.iter().flatten().map(|s| s.values.rows * s.values.dim * s.values.dtype.size_bytes());
-            bytes.fetch_add(lengths.map(|len| len as u64).sum(), Ordering::Relaxed);
+            read.extend(episodes.into_iter().flatten());
         }
-        Ok(())
+        Ok(read)
     };
     std::thread::scope(|scope| {
         let readers: Result<Vec<_>, _> = (0..threads.max(1))
             .map(|n| std::thread::Builder::new().name(format!("read-{n}")).spawn_scoped(scope, work))
             .collect();
-        readers?
-            .into_iter()
-            .try_for_each(|reader| reader.join().map_err(|_panic| anyhow::anyhow!("a reader panicked"))?)
-    })?;
-    Ok(bytes.into_inner())
+        let mut all = Vec::new();
+        for reader in readers? {
+            all.extend(reader.join().map_err(|_panic| anyhow::anyhow!("a reader panicked"))??);
+        }
+        Ok(all)
+    })
 }

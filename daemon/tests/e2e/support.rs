@@ -41,12 +41,7 @@ impl Daemon {
             .spawn()
             .unwrap();
         let daemon = Self { child, directory };
-        daemon.wait_until("it listens", || {
-            std::os::unix::net::UnixStream::connect(daemon.socket()).is_err_and(|e| {
-                // A stream socket cannot connect to a SOCK_SEQPACKET listener: EPROTOTYPE says that one is there.
-                e.raw_os_error() == Some(91)
-            })
-        });
+        daemon.wait_until("it answers", || robocache::admin::status(&daemon.socket()).is_ok());
         daemon
     }
 
