@@ -334,14 +334,16 @@ pub(crate) fn take(of: &Take) -> anyhow::Result<Value> {
 }
 
 fn next(loader: &mut Loader, poll: bool) -> anyhow::Result<Batch> {
-    while poll {
+    if !poll {
+        return loader.next_batch()?.context("the epoch ended early");
+    }
+    loop {
         match loader.next_timeout(Duration::ZERO)? {
             Next::Batch(batch) => return Ok(batch),
             Next::EpochEnd => bail!("the epoch ended early"),
             Next::TimedOut => {}
         }
     }
-    loader.next_batch()?.context("the epoch ended early")
 }
 
 /// [`figures`] with the 999th of 1000.
