@@ -37,6 +37,8 @@ use crate::text::TextTable;
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// How long all slots may be held before that is an error: another thread may be about to give one back.
 const HELD_GRACE: Duration = Duration::from_millis(500);
+/// How long a wait for a batch on a GPU spins before it sleeps.
+const SPIN_ON_GPU: Duration = Duration::from_micros(200);
 /// Longest wait of one `next_timeout` call inside `next_batch`.
 const LONG: Duration = Duration::from_secs(3600);
 
@@ -230,6 +232,8 @@ impl Loader {
             let left = limit.saturating_sub(start.get_or_insert_with(Instant::now).elapsed());
             let waited = if left.is_zero() {
                 Waited::TimedOut
+            } else if self.shared.ring.is_some() && self.comes_soon(seen, left.min(SPIN_ON_GPU)) {
+                Waited::Woken
             } else {
                 self.consumer.wait(seen, left.min(LOOK_EVERY))
             };
@@ -249,6 +253,21 @@ impl Loader {
         if let Some(ring) = &self.shared.ring {
             ring.retry();
         }
+    }
+
+    /// Spins until the daemon has done something since `seen` was read, `limit` at most: going to sleep and being woken
+    /// takes longer than a batch on a GPU.
+    fn comes_soon(&self, seen: u32, limit: Duration) -> bool {
+        let start = Instant::now();
+        while start.elapsed() < limit {
+            for _ in 0..64 {
+                if self.consumer.published() != seen {
+                    return true;
+                }
+                std::hint::spin_loop();
+            }
+        }
+        false
     }
 
     fn share(&self) -> Share {

@@ -56,7 +56,7 @@ pub struct GpuConfig {
     pub pinned_cache: Option<Bytes>,
     /// GPU memory of one loader's ring at most; absent: a sixteenth of all, 1 GiB at most.
     pub ring: Option<Bytes>,
-    /// Batches made together, in one turn of the daemon's at the GPU; absent: 16.
+    /// Batches made together, in one turn of the daemon's at the GPU; absent: 32.
     pub burst: Option<NonZeroU32>,
     /// Simulated GPUs, for tests on hosts without one.
     pub simulate: Option<u32>,

@@ -125,7 +125,9 @@ impl Loader {
     /// Batch `seq` cannot be made: what an assembler found.
     pub fn fail(&self, seq: u64, message: &str) {
         let mut orders = self.orders.lock();
-        orders.failed.get_or_insert_with(|| (seq, message.to_owned()));
+        if orders.failed.as_ref().is_none_or(|(first, _)| seq < *first) {
+            orders.failed = Some((seq, message.to_owned()));
+        }
         self.interrupt(&orders);
     }
 
@@ -200,6 +202,9 @@ impl Loader {
                 Interrupt::Failed { seq, message } => {
                     // Batches before it come first: the client takes them by number.
                     self.wait_for_assemblers();
+                    // One that was handed on earlier may have failed meanwhile; the client waits for the first.
+                    let first = self.orders.lock().failed.take().filter(|(first, _)| *first < seq);
+                    let (seq, message) = first.unwrap_or((seq, message));
                     tracing::error!(
                         client = self.producer.shape().client,
                         seq,
@@ -366,6 +371,11 @@ impl Loader {
     /// Whether a drain was ordered and carried out.
     pub fn is_drained(&self) -> bool {
         self.orders.lock().drained && self.in_flight.load(Ordering::SeqCst) == 0
+    }
+
+    /// Batches handed on and not published yet.
+    pub fn in_flight(&self) -> usize {
+        usize::try_from(self.in_flight.load(Ordering::SeqCst)).unwrap_or(usize::MAX)
     }
 
     /// An assembler is done with a slot, one way or the other.

@@ -83,7 +83,9 @@ pub fn serve(session: &Arc<Shared>, spec: LoaderSpec, host: &Arc<Host>) {
             if loader.gpu.is_some() {
                 session.wait_until_unmapped(&host.stopping);
             }
-            tracing::info!(client = session.client, counts = ?loader.metrics.counts(), "detached");
+            let counts = loader.metrics.counts();
+            drop(loader); // and its ring with it
+            tracing::info!(client = session.client, ?counts, "detached");
         }
     }
 }

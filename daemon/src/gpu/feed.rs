@@ -1,14 +1,18 @@
 //! One loader's way to its GPU: slots are claimed when the client's kernels are done with them, batches go in bursts.
 //!
 //! ```text
-//!   ring full ──▶ refilling: claim what comes free ── room for a burst, or the client has nothing to read ──▶ filling
-//!       ▲                                                                                                        │
-//!       └──────────────────────────────── nothing is free any more ◀─────────────────────────────────────────────┘
+//!   ring full ──▶ refilling: claim what comes free ── room for a burst, or little is left to the client ──▶ filling
+//!       ▲                                                                                                     │
+//!       └──────────────────────────────── nothing is usable any more ◀────────────────────────────────────────┘
 //! ```
 //!
-//! A claimed slot whose `done` has not happened is held here, in `Filling`, and asked about again; another one is taken
-//! meanwhile. Dropping a feed sends what was collected and gives the held slots back.
+//! A claimed slot whose `done` has not happened is held here, in `Filling`, and asked about again. Such a slot also says
+//! that the client's GPU has work left: a trainer's host runs far ahead of it, and to make a batch each time that host
+//! asks for one would cost the GPU two changes of context a batch (`docs/adr/0007-fences.md`). What counts as left is
+//! what is ready, what is being made, and what is not done. Dropping a feed sends what was collected and gives the
+//! held slots back.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,8 +26,6 @@ use crate::loader::{Interrupt, Loader};
 
 /// How long to rest between two looks at a slot whose kernels still run.
 const REST: Duration = Duration::from_micros(200);
-/// How long to rest where the client may run out of batches meanwhile: taking one wakes nobody.
-const REFILL_REST: Duration = Duration::from_millis(2);
 /// How long to rest where only a freed slot changes anything.
 const LONG: Duration = Duration::from_millis(50);
 
@@ -34,46 +36,43 @@ pub struct Feed<'a> {
     gpu: &'a GpuLoader,
     burst: usize,
     collected: Vec<Job>,
-    held: Vec<Filling>,
+    /// Slots that may be written.
+    usable: Vec<Filling>,
+    /// Slots whose kernels may still run, in the order they were released.
+    pending: VecDeque<Filling>,
     refilling: bool,
+    /// Which of `pending` was asked about out of turn.
+    asked: usize,
 }
 
 impl<'a> Feed<'a> {
     pub fn new(loader: &'a Arc<Loader>, gpu: &'a GpuLoader) -> Self {
         let slots = loader.producer.shape().slots;
         let burst = gpu.gpu.burst.min(slots / 2).max(1) as usize;
-        Self { loader, gpu, burst, collected: Vec::new(), held: Vec::new(), refilling: false }
+        let (collected, usable, pending) = (Vec::new(), Vec::new(), VecDeque::new());
+        Self { loader, gpu, burst, collected, usable, pending, refilling: false, asked: 0 }
     }
 
     /// A slot that may be written, for batch `seq` of `run`.
     pub(crate) fn claim(&mut self, run: u32, seq: u64) -> Result<Filling, Interrupt> {
         let started = Instant::now();
         loop {
-            if self.refilling && (self.held.len() >= self.burst || self.client_is_hungry()) {
+            self.take_free(run)?;
+            self.ask().map_err(|error| Interrupt::Failed { seq, message: error.to_string() })?;
+            if self.refilling && (self.usable.len() >= self.burst || self.little_is_left()) {
                 self.refilling = false;
             }
-            if !self.refilling {
-                let lost = |error: DeviceError| Interrupt::Failed { seq, message: error.to_string() };
-                if let Some(filling) = self.take_done().map_err(lost)? {
-                    self.loader.metrics.waited_for_slot(started.elapsed());
-                    return Ok(filling);
-                }
+            if !self.refilling
+                && let Some(filling) = self.usable.pop()
+            {
+                self.loader.metrics.waited_for_slot(started.elapsed());
+                return Ok(filling);
             }
-            let claim = match self.loader.producer.claim(run, Duration::ZERO) {
-                Claim::Full => {
-                    self.flush();
-                    self.refilling |= self.held.is_empty();
-                    let rest = match (self.refilling, self.held.is_empty()) {
-                        (true, true) => LONG,
-                        (true, false) => REFILL_REST,
-                        (false, _) => REST,
-                    };
-                    self.loader.producer.claim(run, rest)
-                }
-                claim => claim,
-            };
-            match claim {
-                Claim::Claimed(filling) => self.held.push(filling),
+            self.flush();
+            self.refilling = true;
+            let rest = if self.usable.is_empty() && self.pending.is_empty() { LONG } else { REST };
+            match self.loader.producer.claim(run, rest) {
+                Claim::Claimed(filling) => self.pending.push_back(filling),
                 Claim::Full => {}
                 Claim::Stale => return Err(Interrupt::Seek),
             }
@@ -83,23 +82,46 @@ impl<'a> Feed<'a> {
         }
     }
 
-    fn take_done(&mut self) -> Result<Option<Filling>, DeviceError> {
-        for nth in 0..self.held.len() {
-            if self.gpu.ring.is_done(self.held[nth].slot())? {
-                return Ok(Some(self.held.swap_remove(nth)));
+    /// Claims whatever is free.
+    fn take_free(&mut self, run: u32) -> Result<(), Interrupt> {
+        loop {
+            match self.loader.producer.claim(run, Duration::ZERO) {
+                Claim::Claimed(filling) => self.pending.push_back(filling),
+                Claim::Full => return Ok(()),
+                Claim::Stale => return Err(Interrupt::Seek),
             }
         }
-        Ok(None)
     }
 
-    fn client_is_hungry(&self) -> bool {
-        self.loader.producer.occupancy().ready == 0
+    /// Asks which slots the client's kernels are done with: the first ones, and one of the others each time, since a
+    /// stream of its may be slower than another.
+    fn ask(&mut self) -> Result<(), DeviceError> {
+        while let Some(first) = self.pending.front() {
+            if self.gpu.ring.is_done(first.slot())? {
+                self.usable.extend(self.pending.pop_front());
+            } else {
+                break;
+            }
+        }
+        if self.pending.len() > 1 {
+            self.asked = self.asked % (self.pending.len() - 1) + 1;
+            if self.gpu.ring.is_done(self.pending[self.asked].slot())? {
+                self.usable.extend(self.pending.remove(self.asked));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the client will soon have nothing to do.
+    fn little_is_left(&self) -> bool {
+        let ready = self.loader.producer.occupancy().ready as usize;
+        ready + self.loader.in_flight() + self.pending.len() <= self.burst / 4
     }
 
     /// Takes a batch to be made, with others.
     pub fn push(&mut self, job: Job) {
         self.collected.push(job);
-        if self.collected.len() >= self.burst || self.client_is_hungry() {
+        if self.collected.len() >= self.burst {
             self.flush();
         }
     }

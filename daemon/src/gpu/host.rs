@@ -23,6 +23,8 @@ use crossbeam::channel::{Sender, bounded};
 use parking_lot::{Mutex, RwLock};
 use robocache_wire::spec::{GpuRing, LoaderSpec};
 
+/// Batches made together: a change of context costs some 150 us, as much as a dozen batches of a usual size.
+const BURST: u32 = 32;
 /// Bursts that wait for a device's thread.
 const QUEUE: usize = 64;
 /// Most slots of a ring on a GPU that the daemon makes of itself.
@@ -203,7 +205,7 @@ impl Gpu {
         let name = format!("gpu-{}", facts.ordinal);
         let thread = std::thread::Builder::new().name(name).spawn(move || worker.run(&bursts))?;
         let (thread, setup) = (Mutex::new(Some(thread)), Mutex::new(setup));
-        let burst = config.burst.map_or(16, u32::from);
+        let burst = config.burst.map_or(BURST, u32::from);
         let ring_bytes = config.ring.map_or_else(|| (total / 16).min(1 << 30), |bytes| bytes.0);
         Ok(Arc::new(Self { device, setup, queue, thread, tiers, work, burst, ring_bytes }))
     }

@@ -1,7 +1,7 @@
 //! The thread of one device: takes bursts of batches, describes and enqueues them, publishes what is done.
 //!
 //! ```text
-//!   loaders ──bursts──▶ prepare sources ─▶ describe ─▶ upload ─▶ wait done[i], launch, record ready[i] ─▶ in flight
+//!   loaders ──bursts──▶ prepare sources ─▶ describe ─▶ upload ─▶ launch, record ready[i] ─▶ in flight
 //!                                                                            ready happened ◀── ask, in order
 //!                                                                                 └─▶ publish the slot
 //! ```
@@ -251,9 +251,6 @@ impl Worker {
         for ((one, loader), (outputs, plan, at)) in prepared.iter().zip(loaders).zip(described) {
             let ring = &loader.gpu.as_ref().expect("asked above").ring;
             let slot = one.job.filling.slot();
-            if let Some(done) = ring.done(slot) {
-                self.device.wait(self.stream, done.id())?;
-            }
             let launch = Launch::new(plan, outputs, &span.part(*at..span.bytes()));
             self.device.assemble(self.stream, &launch)?;
             self.device.record(ring.ready(slot), self.stream)?;
