@@ -1,6 +1,6 @@
 """Runs the benchmarks beside their rivals, keeps the figures as JSON and prints them as a table.
 
-    python benches/run.py --bin target/release [ready] [lerobot] [resample] [decode]
+    python benches/run.py --bin target/release [ready] [lerobot] [resample] [decode] [deaths]
 
 Called by tools/bench.sh, which builds what this runs. It needs tools/requirements.txt and robocache.
 Datasets are made once, in .cache/bench. benches/README.md says what each figure means and what to expect.
@@ -70,7 +70,8 @@ class Bench:
                 process = subprocess.Popen(serve, stderr=out)
             try:
                 limit = time.monotonic() + 30
-                while not Path(os.environ["ROBOCACHE_SOCKET"]).exists():
+                asked = [self.binaries / "robocached", "status", "--json"]
+                while subprocess.run(asked, capture_output=True, check=False).returncode != 0:
                     if process.poll() is not None or time.monotonic() > limit:
                         sys.exit(f"bench: the daemon did not start:\n{log.read_text()}")
                     time.sleep(0.01)
@@ -290,6 +291,18 @@ def decode(bench: Bench) -> Json:
     return out
 
 
+def deaths(bench: Bench) -> Json:
+    """How soon a killed client's ring is gone, and a killed daemon's clients know it."""
+    out = bench.python("deaths", "deaths.py", bench.binaries / "robocached", bench.lerobot())
+    for who, wanted in (("client", "<= 100 ms"), ("daemon", "<= 1,000 ms")):
+        ms = out[f"{who}_ms"]
+        what = "its slots are free" if who == "client" else "a client raises an error"
+        bench.row(
+            f"kill -9 of a {who}: {what}", f"median {ms['median']:.1f} ms, max {ms['max']:.1f}", "", wanted
+        )
+    return out
+
+
 def machine() -> Json:
     cpu = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
     memory = re.search(r"MemTotal:\s+(\d+) kB", Path("/proc/meminfo").read_text())
@@ -313,7 +326,7 @@ def commit() -> str:
     )
 
 
-SECTIONS = {"ready": ready, "lerobot": lerobot, "resample": resample, "decode": decode}
+SECTIONS = {"ready": ready, "lerobot": lerobot, "resample": resample, "decode": decode, "deaths": deaths}
 
 
 def main() -> None:
