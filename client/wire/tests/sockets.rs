@@ -7,7 +7,7 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
-use robocache_wire::fds::{Access, Connection, Listener, Receive, Received, SocketError};
+use robocache_wire::fds::{Access, Connection, FDS_MAX, Listener, Receive, Received, SocketError};
 use robocache_wire::message::{DATAGRAM_LIMIT, ToClient, ToDaemon};
 
 fn pair() -> (Connection, Connection) {
@@ -68,7 +68,7 @@ fn more_descriptors_than_a_message_may_carry_are_an_error_and_none_leaks() {
     let (a, b) = pair();
     let file = tempfile();
     assert!(matches!(
-        a.send(&ToDaemon::Bye, &[file.as_fd(); 5], Duration::ZERO),
+        a.send(&ToDaemon::Bye, &[file.as_fd(); FDS_MAX + 1], Duration::ZERO),
         Err(SocketError::DescriptorsLost)
     ));
     // A peer with a larger buffer of its own.
