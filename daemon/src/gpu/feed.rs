@@ -24,8 +24,9 @@ use crate::gpu::device::DeviceError;
 use crate::gpu::host::GpuLoader;
 use crate::loader::{Interrupt, Loader};
 
-/// How long to rest between two looks at a slot whose kernels still run.
-const REST: Duration = Duration::from_micros(200);
+/// How long to rest between two looks at slots whose kernels still run: with much before the client, and with little.
+const REST: Duration = Duration::from_millis(1);
+const SHORT: Duration = Duration::from_micros(100);
 /// How long to rest where only a freed slot changes anything.
 const LONG: Duration = Duration::from_millis(50);
 
@@ -59,7 +60,8 @@ impl<'a> Feed<'a> {
         loop {
             self.take_free(run)?;
             self.ask().map_err(|error| Interrupt::Failed { seq, message: error.to_string() })?;
-            if self.refilling && (self.usable.len() >= self.burst || self.little_is_left()) {
+            let left = self.left();
+            if self.refilling && (self.usable.len() >= self.burst || left <= self.burst / 4) {
                 self.refilling = false;
             }
             if !self.refilling
@@ -70,7 +72,11 @@ impl<'a> Feed<'a> {
             }
             self.flush();
             self.refilling = true;
-            let rest = if self.usable.is_empty() && self.pending.is_empty() { LONG } else { REST };
+            let rest = match self.usable.len() + self.pending.len() {
+                0 => LONG,
+                _ if left > self.burst / 2 => REST,
+                _ => SHORT,
+            };
             match self.loader.producer.claim(run, rest) {
                 Claim::Claimed(filling) => self.pending.push_back(filling),
                 Claim::Full => {}
@@ -112,10 +118,9 @@ impl<'a> Feed<'a> {
         Ok(())
     }
 
-    /// Whether the client will soon have nothing to do.
-    fn little_is_left(&self) -> bool {
-        let ready = self.loader.producer.occupancy().ready as usize;
-        ready + self.loader.in_flight() + self.pending.len() <= self.burst / 4
+    /// Batches that the client has before it: a trainer's GPU has work as long as there are some.
+    fn left(&self) -> usize {
+        self.loader.producer.occupancy().ready as usize + self.loader.in_flight() + self.pending.len()
     }
 
     /// Takes a batch to be made, with others.

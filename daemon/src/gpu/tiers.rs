@@ -61,12 +61,15 @@ pub struct Tiers {
     pinned: Arena<PinnedSlab>,
     passing: Arena<Arc<Memory>>,
     staging: Staging,
-    /// By dataset and episode, then by the stream's place in the dataset.
-    entries: HashMap<(u64, u32), HashMap<usize, Entry>>,
+    /// By dataset.
+    entries: HashMap<u64, Episodes>,
     /// Loaders that have made batches of a dataset here.
     readers: HashMap<u64, Vec<Weak<Loader>>>,
     counters: Arc<TierCounters>,
 }
+
+/// By episode, the streams that are here, each with its place in the dataset: found without hashing, for every sample.
+type Episodes = Vec<Vec<(usize, Entry)>>;
 
 /// Where one stream of one episode lies.
 #[derive(Debug, Clone)]
@@ -151,11 +154,12 @@ impl Tiers {
         samples: u64,
         held: &mut Held,
     ) -> Result<Views, DeviceError> {
-        let mut by_stream = Vec::new();
+        let mut by_stream = Vec::with_capacity(streams.last().map_or(0, |last| last + 1));
         for &nth in streams {
             let (position, stream) = stream_of(nth);
-            let known = self.entries.get(&episode).and_then(|entries| entries.get(&position)).cloned();
-            let entry = match known {
+            let here = self.entries.get(&episode.0).and_then(|episodes| episodes.get(episode.1 as usize));
+            let known = here.and_then(|streams| streams.iter().find(|(place, _)| *place == position));
+            let entry = match known.map(|(_, entry)| entry.clone()) {
                 Some(entry) => entry,
                 None => self.admit(episode, position, stream)?,
             };
@@ -202,7 +206,12 @@ impl Tiers {
             Entry { view: layout.view(span.address()), tier: Tier::Passing, keep }
         };
         if entry.tier != Tier::Passing {
-            self.entries.entry(episode).or_default().insert(position, entry.clone());
+            let (dataset, episode) = (episode.0, episode.1 as usize);
+            let episodes = self.entries.entry(dataset).or_default();
+            if episodes.len() <= episode {
+                episodes.resize_with(episode + 1, Vec::new);
+            }
+            episodes[episode].push((position, entry.clone()));
             self.publish();
         }
         Ok(entry)
@@ -288,7 +297,7 @@ impl Tiers {
         });
         let before = self.entries.len();
         let readers = &self.readers;
-        self.entries.retain(|(dataset, _), _| readers.contains_key(dataset));
+        self.entries.retain(|dataset, _| readers.contains_key(dataset));
         self.publish();
         self.entries.len() < before
     }

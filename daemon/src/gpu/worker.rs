@@ -10,7 +10,7 @@
 //! GPU as long as there is something to enqueue: it asks, and at most three bursts are under way. Batches come
 //! in bursts because each turn of this context at the GPU takes a time slice from the trainer's.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,7 +20,7 @@ use crossbeam::channel::{Receiver, RecvTimeoutError};
 use robocache_kernels::AssemblePlan;
 use robocache_wire::ring::Published;
 
-use crate::assemble::{Sample, assemble};
+use crate::assemble::assemble;
 use crate::assemblers::Job;
 use crate::gpu::describe::Recipe;
 use crate::gpu::device::{
@@ -157,26 +157,22 @@ impl Worker {
         let loader = Arc::clone(&job.loader);
         let recipe = recipe(&loader);
         self.tiers.reads(&loader);
-        let (mut views, mut of_sample) = (Vec::new(), Vec::with_capacity(job.samples.len()));
-        let mut by_episode: HashMap<u32, (usize, u64)> = HashMap::new();
-        for sample in &job.samples {
-            let next = by_episode.len();
-            let (nth, count) = by_episode.entry(sample.place.episode).or_insert((next, 0));
-            *count += 1;
-            of_sample.push(*nth);
-        }
         let mut held = Held::default();
-        let mut first_of: Vec<Option<&Sample>> = vec![None; by_episode.len()];
-        for (sample, &nth) in job.samples.iter().zip(&of_sample) {
-            first_of[nth].get_or_insert(sample);
-        }
-        for sample in first_of.into_iter().flatten() {
+        // Samples of one episode stand together in this order; each episode is looked up once.
+        let mut order: Vec<usize> = (0..job.samples.len()).collect();
+        order.sort_unstable_by_key(|&row| job.samples[row].place.episode);
+        let same = |a: &usize, b: &usize| job.samples[*a].place.episode == job.samples[*b].place.episode;
+        let (mut views, mut of_sample) = (Vec::new(), vec![0; job.samples.len()]);
+        for rows in order.chunk_by(same) {
+            let sample = &job.samples[rows[0]];
+            for &row in rows {
+                of_sample[row] = views.len();
+            }
             let stream_of = |nth: usize| {
                 let position = loader.plan.streams[nth];
                 (position, sample.columns.stream(position))
             };
-            let key = (loader.dataset.id(), sample.place.episode);
-            let samples = by_episode[&sample.place.episode].1;
+            let (key, samples) = ((loader.dataset.id(), sample.place.episode), rows.len() as u64);
             match self.tiers.prepare(key, &recipe.streams, &stream_of, samples, &mut held) {
                 Ok(ready) => views.push(ready),
                 Err(error) => {
