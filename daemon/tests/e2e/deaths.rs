@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use crate::support::{Daemon, data};
+use crate::support::{Daemon, cut_to_whole_lines, data};
 use robocache::{Loader, LoaderError, Position};
 use rustix::process::Signal;
 
@@ -38,7 +38,6 @@ fn trainer_process() {
     loop {
         let Some(batch) = loader.next_batch().unwrap() else { continue };
         let after = batch.position_after();
-        // One write, so that a kill leaves whole lines only.
         let line = format!("{} {} {:?}\n", after.epoch, after.consumed, batch.ids());
         log.write_all(line.as_bytes()).unwrap();
         held.push_back(batch);
@@ -77,6 +76,7 @@ fn two_hundred_kills_in_a_row_lose_and_repeat_nothing() {
         daemon.wait_until("the trainer has done some batches", || lines(&log).len() >= wanted);
         child.kill().unwrap();
         child.wait().unwrap();
+        cut_to_whole_lines(&log);
         position = lines(&log).last().unwrap().0;
         bystander.next_batch().unwrap();
     }

@@ -15,7 +15,7 @@ use robocache::{
 };
 use rustix::process::Signal;
 
-use crate::support::{Daemon, data};
+use crate::support::{Daemon, cut_to_whole_lines, data};
 
 /// The device under test.
 fn device() -> String {
@@ -374,6 +374,7 @@ fn killed_clients_leave_nothing_behind_on_the_gpu_and_nothing_is_lost_or_repeate
         daemon.wait_until("the trainer has done some batches", || lines(&log).len() >= wanted);
         child.kill().unwrap();
         child.wait().unwrap();
+        cut_to_whole_lines(&log);
         position = lines(&log).last().unwrap().0;
         bystander.next_batch().unwrap();
         if kill == 0 {

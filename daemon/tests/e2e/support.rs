@@ -108,6 +108,13 @@ impl Drop for Daemon {
     }
 }
 
+/// Cuts what a killed process left of a last line: even one write may end between two pages.
+pub(crate) fn cut_to_whole_lines(log: &Path) {
+    let text = std::fs::read(log).unwrap();
+    let whole = text.iter().rposition(|&byte| byte == b'\n').map_or(0, |newline| newline as u64 + 1);
+    std::fs::File::options().write(true).open(log).unwrap().set_len(whole).unwrap();
+}
+
 pub(crate) fn pid(id: u32) -> rustix::process::Pid {
     rustix::process::Pid::from_raw(i32::try_from(id).unwrap()).unwrap()
 }
