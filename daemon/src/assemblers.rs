@@ -3,7 +3,7 @@
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 use robocache_wire::batch::BatchHeader;
@@ -58,44 +58,48 @@ impl Assemblers {
     }
 }
 
-fn work(jobs: &Receiver<Job>) {
-    for Job { loader, mut header, samples, mut filling } in jobs {
-        let started = Instant::now();
-        let filled = std::panic::catch_unwind(AssertUnwindSafe(|| {
-            let slot = filling.bytes_mut();
-            assemble(&loader.plan, loader.dataset.dataset(), &samples, slot);
-        }));
-        match filled {
-            Ok(()) => {
-                let elapsed = started.elapsed();
-                header.assemble_ns = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
-                let ids: Vec<u64> = samples.iter().map(|sample| sample.anchor).collect();
-                filling.set_ids(&ids);
-                match filling.publish(&header) {
-                    Published::Ready | Published::Stale => {}
-                    Published::Scribbled => {
-                        let client = loader.producer.shape().client;
-                        tracing::warn!(
-                            client,
-                            seq = header.seq,
-                            "a client wrote over a slot word; its ring loses the slot"
-                        );
-                    }
-                }
-                loader.metrics.published(u64::from(header.rows), elapsed);
-            }
-            Err(_panic) => {
-                drop(filling);
-                tracing::error!(
-                    client = loader.producer.shape().client,
-                    seq = header.seq,
-                    "assembling a batch panicked; this is a bug"
-                );
-                loader
-                    .fail(header.seq, "assembling the batch panicked: a bug in robocached, please report it");
+impl Job {
+    /// Hands a filled slot to the client; making it took `elapsed`.
+    pub fn publish(self, elapsed: Duration) {
+        let Self { loader, mut header, samples, filling } = self;
+        header.assemble_ns = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
+        match filling.publish(&header) {
+            Published::Ready | Published::Stale => {}
+            Published::Scribbled => {
+                let (client, seq) = (loader.producer.shape().client, header.seq);
+                tracing::warn!(client, seq, "a client wrote over a slot word; its ring loses the slot");
             }
         }
+        loader.metrics.published(u64::from(header.rows), elapsed);
         drop(samples);
         loader.landed();
+    }
+
+    /// Gives the slot back: the batch cannot be made.
+    pub fn fail(self, message: &str) {
+        let Self { loader, header, samples, filling } = self;
+        drop(filling); // abandoned
+        loader.fail(header.seq, message);
+        drop(samples);
+        loader.landed();
+    }
+}
+
+fn work(jobs: &Receiver<Job>) {
+    for mut job in jobs {
+        let started = Instant::now();
+        let filled = std::panic::catch_unwind(AssertUnwindSafe(|| {
+            assemble(&job.loader.plan, job.loader.dataset.dataset(), &job.samples, job.filling.bytes_mut());
+            let ids: Vec<u64> = job.samples.iter().map(|sample| sample.anchor).collect();
+            job.filling.set_ids(&ids);
+        }));
+        match filled {
+            Ok(()) => job.publish(started.elapsed()),
+            Err(_panic) => {
+                let (client, seq) = (job.loader.producer.shape().client, job.header.seq);
+                tracing::error!(client, seq, "assembling a batch panicked; this is a bug");
+                job.fail("assembling the batch panicked: a bug in robocached, please report it");
+            }
+        }
     }
 }

@@ -25,12 +25,10 @@ impl Batch {
         Self { leased: Arc::new(leased), keys }
     }
 
-    fn place(&self, key: &str) -> Option<Place> {
-        self.leased.columns().iter().find(|column| column.name == key).map(|column| column.place)
-    }
-
-    fn role(&self, key: &str) -> Option<ColumnRole> {
-        self.leased.columns().iter().find(|column| column.name == key).map(|column| column.role)
+    /// What a column is and where it lies; a key that there is not is refused by whoever asks for its tensor.
+    fn kind(&self, key: &str) -> Option<(ColumnRole, Place)> {
+        let column = self.leased.columns().iter().find(|column| column.name == key)?;
+        Some((column.role, column.place))
     }
 }
 
@@ -64,7 +62,7 @@ impl Batch {
 
     /// Dtype and shape of a column, for people.
     fn describe(&self, key: &str) -> PyResult<String> {
-        if let Some(ColumnRole::Text { .. }) = self.role(key) {
+        if let Some((ColumnRole::Text { .. }, _)) = self.kind(key) {
             return Ok(format!("text{:?}", self.leased.raw(key).map_err(of_column)?.shape()));
         }
         if let Ok(tensor) = self.leased.device_tensor(key) {
@@ -87,7 +85,8 @@ impl Batch {
 
     /// The column as a tensor, or as a list of strings where it is text.
     fn column<'py>(&self, py: Python<'py>, key: &str) -> PyResult<Bound<'py, PyAny>> {
-        if let Some(ColumnRole::Text { .. }) = self.role(key) {
+        let kind = self.kind(key);
+        if let Some((ColumnRole::Text { .. }, _)) = kind {
             let texts = self.leased.text(key).map_err(of_column)?;
             let steps = texts.len() / self.leased.rows().max(1);
             if self.leased.raw(key).map_err(of_column)?.shape().len() == 1 {
@@ -96,7 +95,7 @@ impl Batch {
             // A window over a text stream: a list of its steps for each sample.
             return Ok(PyList::new(py, texts.chunks(steps.max(1)))?.into_any());
         }
-        let on_device = self.place(key) == Some(Place::Device);
+        let on_device = matches!(kind, Some((_, Place::Device)));
         let tensor = match self.leased.gpu().map(|gpu| gpu.kind) {
             Some(GpuKind::Cuda) if on_device => Tensor::on_device(&self.leased, key)?,
             Some(GpuKind::Sim) if on_device => {

@@ -137,11 +137,8 @@ impl<'a> Feed<'a> {
             return;
         }
         if let Err(jobs) = self.gpu.gpu.submit(std::mem::take(&mut self.collected)) {
-            for Job { loader, header, filling, .. } in jobs {
-                drop(filling);
-                loader
-                    .fail(header.seq, "the thread of the GPU is gone: a bug in robocached, please report it");
-                loader.landed();
+            for job in jobs {
+                job.fail("the thread of the GPU is gone: a bug in robocached, please report it");
             }
         }
     }

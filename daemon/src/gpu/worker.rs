@@ -18,7 +18,6 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError};
 use robocache_kernels::AssemblePlan;
-use robocache_wire::ring::Published;
 
 use crate::assemble::assemble;
 use crate::assemblers::Job;
@@ -142,12 +141,12 @@ impl Worker {
         match std::panic::catch_unwind(AssertUnwindSafe(|| self.prepare(&mut job))) {
             Ok(Ok(sources)) => Some(Prepared { job, sources }),
             Ok(Err(message)) => {
-                fail(job, &message);
+                job.fail(&message);
                 None
             }
             Err(_panic) => {
                 tracing::error!(seq = job.header.seq, "making a batch for a GPU panicked; this is a bug");
-                fail(job, "making the batch panicked: a bug in robocached, please report it");
+                job.fail("making the batch panicked: a bug in robocached, please report it");
                 None
             }
         }
@@ -216,7 +215,7 @@ impl Worker {
                     tracing::error!(%lost, "the device does not finish what was enqueued");
                 }
                 for made in jobs {
-                    fail(made.job, &error.to_string());
+                    made.job.fail(&error.to_string());
                 }
             }
         }
@@ -286,13 +285,13 @@ impl Worker {
                 Ok(_done) => {
                     self.descriptors.push(descriptors);
                     for Made { job, .. } in jobs {
-                        publish(job, each);
+                        job.publish(each);
                     }
                 }
                 Err(error) => {
                     tracing::error!(%error, "a burst of batches was lost");
                     for made in jobs {
-                        fail(made.job, &error.to_string());
+                        made.job.fail(&error.to_string());
                     }
                 }
             }
@@ -306,30 +305,4 @@ impl Worker {
 
 fn recipe(loader: &Loader) -> &Recipe {
     &loader.gpu.as_ref().expect("only loaders for a GPU come here").recipe
-}
-
-fn publish(job: Job, elapsed: Duration) {
-    let Job { loader, mut header, samples, filling } = job;
-    header.assemble_ns = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
-    match filling.publish(&header) {
-        Published::Ready | Published::Stale => {}
-        Published::Scribbled => {
-            let client = loader.producer.shape().client;
-            tracing::warn!(
-                client,
-                seq = header.seq,
-                "a client wrote over a slot word; its ring loses the slot"
-            );
-        }
-    }
-    loader.metrics.published(u64::from(header.rows), elapsed);
-    drop(samples);
-    loader.landed();
-}
-
-fn fail(job: Job, message: &str) {
-    let Job { loader, header, filling, .. } = job;
-    drop(filling); // abandoned
-    loader.fail(header.seq, message);
-    loader.landed();
 }

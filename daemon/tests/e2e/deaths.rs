@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use crate::support::{Daemon, cut_to_whole_lines, data};
+use crate::support::{Daemon, cut_to_whole_lines, data, lines};
 use robocache::{Loader, LoaderError, Position};
 use rustix::process::Signal;
 
@@ -45,18 +45,6 @@ fn trainer_process() {
             held.pop_front();
         }
     }
-}
-
-fn lines(log: &Path) -> Vec<(Position, String)> {
-    let text = std::fs::read_to_string(log).unwrap();
-    let whole = text.rsplit_once('\n').map_or("", |(whole, _cut)| whole);
-    let line = |line: &str| {
-        let mut words = line.splitn(3, ' ');
-        let mut number = || words.next().unwrap().parse::<u64>().unwrap();
-        let position = Position { epoch: number(), consumed: number() };
-        (position, words.next().unwrap().to_owned())
-    };
-    whole.lines().map(line).collect()
 }
 
 #[test]
