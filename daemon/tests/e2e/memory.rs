@@ -112,7 +112,8 @@ fn clients_that_come_and_go_leave_nothing_behind() {
     let (before, fds) = (resident_kib(daemon.child.id()), descriptors());
     come_and_go(300);
     daemon.wait_until("threads of gone clients have ended", || threads() <= 1 + 2 * 2 + 2);
-    assert!(descriptors() <= fds + 2, "{fds} descriptors, then {}", descriptors());
+    // A ring leaves the status a moment before the thread of its client closes what it had open.
+    daemon.wait_until("descriptors of gone clients are closed", || descriptors() <= fds + 2);
     let after = resident_kib(daemon.child.id());
     assert!(after <= before + 8192, "{before} KiB, then {after} KiB");
 }
