@@ -62,16 +62,15 @@ class Batch(Mapping[str, Any]):
         return batch
 
     def __getitem__(self, key: str) -> Any:
-        try:
-            value = self._cache[key]
-        except KeyError:
-            if self._raw is None or self._view is None:
-                raise
-        else:
-            if self._note is not None and self._raw is not None and not isinstance(value, list):
-                self._note(self._raw)
+        raw = self._raw
+        if raw is None or self._view is None:
+            return self._cache[key]
+        value = self._cache.get(key)
+        if value is not None:
+            if self._note is not None and not isinstance(value, list):
+                self._note(raw)
             return value
-        made = self._raw.column(key)
+        made = raw.column(key)
         value = made if isinstance(made, list) else self._view(made)
         # Two threads may both get here; both then have the first one's view.
         return self._cache.setdefault(key, value)

@@ -33,12 +33,12 @@ def choose(framework: str | None) -> str:
     return framework
 
 
-def view_for(framework: str, dtypes: set[str]) -> View:
-    """The function that makes that framework's view of a column, given the dtypes it will meet."""
+def view_for(framework: str, dtypes: set[str], on_cuda: bool) -> View:
+    """The function that makes that framework's view of a column, given the dtypes it will meet and where."""
     if framework == "torch":
-        from .torch import view
+        from .torch import cuda_view, host_view
 
-        return view
+        return cuda_view if on_cuda else host_view
     if framework == "jax":
         return _jax()
     if "bfloat16" not in dtypes:

@@ -196,6 +196,9 @@ class DataLoader:
                 return self._native
             native, refused = self._open()
             info = json.loads(native.info())
+            gpu = info.get("gpu")
+            cuda = gpu["ordinal"] if gpu and gpu["kind"] == "cuda" else None
+            framework = self._made_of["framework"]
             dtypes = {column["name"]: column["dtype"] for column in info["columns"]}
             try:
                 for key, _ in self._made_of["spec"]["dtypes"]:
@@ -203,13 +206,11 @@ class DataLoader:
                         raise RequestError(
                             f"dtype names {key!r}, which is no column of a batch: {', '.join(dtypes)}"
                         )
-                self._view = _frameworks.view_for(self._made_of["framework"], set(dtypes.values()))
+                self._view = _frameworks.view_for(framework, set(dtypes.values()), cuda is not None)
             except BaseException:
                 native.close()
                 raise
-            gpu = info.get("gpu")
-            cuda = gpu["ordinal"] if gpu and gpu["kind"] == "cuda" else None
-            self._note = _device.note_for(self._made_of["framework"], cuda)
+            self._note = _device.note_for(framework, cuda)
             self._info = info
             self._near = native.socket()
             self._native = native

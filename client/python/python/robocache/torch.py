@@ -16,10 +16,17 @@ if TYPE_CHECKING:
     from ._batch import Note
 
 
-def view(tensor: _robocache.Tensor) -> torch.Tensor:
-    """The column as a tensor over the slot's own memory: `clone()` before a write.
+def host_view(tensor: _robocache.Tensor) -> torch.Tensor:
+    """A column in host memory as a tensor over the slot's own memory: `clone()` before a write."""
+    # Given a capsule, torch does not first ask for devices and streams, which takes as long as all the rest.
+    made: torch.Tensor = from_dlpack(tensor.__dlpack__())
+    return made
 
-    On a CUDA device the current stream of that device is made to wait for the batch, and noted.
+
+def cuda_view(tensor: _robocache.Tensor) -> torch.Tensor:
+    """A column on a CUDA device as a tensor over the slot's own memory: `clone()` before a write.
+
+    The current stream of that device is made to wait for the batch, and noted.
     """
     made: torch.Tensor = from_dlpack(tensor)
     return made
@@ -69,7 +76,7 @@ class TorchDataLoader(DataLoader, IterableDataset[Batch]):
         batch = super()._next(run, epoch)
         # A worker hands it to another process. From a GPU torch would share it, which it can do with its own
         # memory only, and by then it has made a plain mapping of the batch.
-        if batch is not None and batch.device != "cpu" and get_worker_info() is not None:
+        if batch is not None and self._note is not None and get_worker_info() is not None:
             return batch.copy()
         return batch
 
