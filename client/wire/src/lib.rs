@@ -22,6 +22,8 @@ pub mod consumer;
 #[cfg(not(loom))]
 pub mod fds;
 #[cfg(not(loom))]
+mod listener;
+#[cfg(not(loom))]
 pub mod producer;
 #[cfg(not(loom))]
 pub mod segment;
