@@ -3,7 +3,7 @@
 //! The footer is parsed once, when the table is opened. A read opens the file again (no descriptor is held), decodes
 //! the wanted columns of the row groups that overlap the wanted rows, and skips the other rows of those groups, by the
 //! page index where the file has one. What the footer says of sizes is held against the size of the file before
-//! anything is allocated.
+//! anything is allocated, what the pages say is [`Guarded`]'s business.
 
 use std::fs::File;
 use std::ops::Range;
@@ -21,6 +21,7 @@ use parquet::file::metadata::PageIndexPolicy;
 
 use crate::contain::contain;
 use crate::error::ReadError;
+use crate::pages::Guarded;
 use crate::table::Table;
 
 #[derive(Debug)]
@@ -48,43 +49,45 @@ impl ParquetTable {
     pub(crate) fn open(path: &Path) -> Result<Self, ReadError> {
         let file = open_file(path)?;
         let size_bytes = file.metadata().map_err(|source| io(path, source))?.len();
-        let footer = load(path, &file, PageIndexPolicy::Skip)?;
+        let footer = load(path, file, None)?;
         let groups = groups(path, &footer)?;
         check_rows(path, groups.last().map_or(0, |group| group.end), size_bytes)?;
         Ok(Self { path: path.to_owned(), size_bytes, footer, indexed: OnceLock::new(), groups })
     }
 
     /// The footer with the page index where the file has one.
-    fn indexed(&self, file: &File) -> Result<&ArrowReaderMetadata, ReadError> {
+    fn indexed(&self) -> Result<&ArrowReaderMetadata, ReadError> {
         if let Some(footer) = self.indexed.get() {
             return Ok(footer);
         }
-        let footer = load(&self.path, file, PageIndexPolicy::Optional)?;
+        let footer = load(&self.path, open_file(&self.path)?, Some(&self.footer))?;
         Ok(self.indexed.get_or_init(|| footer))
     }
 
     /// Refuses columns that say they are larger than a file of this size can hold.
-    fn check_size(&self, mask: &ProjectionMask, groups: &[usize]) -> Result<usize, ReadError> {
+    fn check_size(&self, leaves: &[usize], groups: &[usize]) -> Result<usize, ReadError> {
         let metadata = self.footer.metadata();
         let mut bytes = 0_u128;
         let mut most = 0_usize;
-        for leaf in
-            (0..metadata.file_metadata().schema_descr().num_columns()).filter(|i| mask.leaf_included(*i))
-        {
+        for leaf in leaves {
             let mut elements = 0_u128;
             for group in groups {
-                let chunk = metadata.row_group(*group).column(leaf);
+                let chunk = metadata.row_group(*group).column(*leaf);
                 elements += u128::try_from(chunk.num_values()).unwrap_or(u128::MAX >> 64);
             }
             bytes += elements * 8;
             most = most.max(usize::try_from(elements).unwrap_or(usize::MAX));
         }
+        self.check_bytes("the columns its footer declares", bytes)?;
+        Ok(most)
+    }
+
+    fn check_bytes(&self, what: &str, bytes: u128) -> Result<(), ReadError> {
         let limit = ALWAYS_FINE.max(u128::from(self.size_bytes) * HIGHEST_RATIO);
         if bytes > limit {
-            let what = "the columns its footer declares".to_owned();
-            return Err(ReadError::TooLarge { path: self.path.clone(), what, bytes, limit });
+            return Err(ReadError::TooLarge { path: self.path.clone(), what: what.to_owned(), bytes, limit });
         }
-        Ok(most)
+        Ok(())
     }
 
     fn wrong(&self, what: String) -> ReadError {
@@ -115,14 +118,17 @@ impl Table for ParquetTable {
         }
         let (groups, selection) = plan(&self.groups, ranges);
         let mask = ProjectionMask::roots(self.footer.parquet_schema(), order.iter().copied());
-        let most = self.check_size(&mask, &groups)?;
+        let columns_of_file = self.footer.parquet_schema().num_columns();
+        let leaves: Vec<usize> = (0..columns_of_file).filter(|leaf| mask.leaf_included(*leaf)).collect();
+        let most = self.check_size(&leaves, &groups)?;
         let group_rows: usize = groups.iter().map(|group| self.groups[*group].len()).sum();
         let batch_rows = (CHUNK_ELEMENTS / most.div_ceil(group_rows).max(1)).clamp(1, wanted_rows);
         let file = open_file(&self.path)?;
-        let footer = if selection.is_some() { self.indexed(&file)? } else { &self.footer };
+        let footer = if selection.is_some() { self.indexed()? } else { &self.footer };
         let chunks = contain(&self.path, || {
             let broken = |source| ReadError::Parquet { path: self.path.clone(), source };
-            let mut builder = ParquetRecordBatchReaderBuilder::new_with_metadata(file, footer.clone())
+            let pages = Guarded::pages(file, footer.metadata(), &groups, &leaves).map_err(broken)?;
+            let mut builder = ParquetRecordBatchReaderBuilder::new_with_metadata(pages, footer.clone())
                 .with_projection(mask)
                 .with_row_groups(groups)
                 .with_batch_size(batch_rows);
@@ -130,8 +136,12 @@ impl Table for ParquetTable {
                 builder = builder.with_row_selection(selection);
             }
             let mut chunks = vec![Vec::new(); order.len()];
+            let mut bytes = 0;
             for batch in builder.build().map_err(broken)? {
                 let batch = batch.map_err(|source| broken(ParquetError::ArrowError(source.to_string())))?;
+                // A string of a dictionary may stand for every row: only here it shows how much text that is.
+                bytes += batch.get_array_memory_size() as u128;
+                self.check_bytes("what its columns unpack to", bytes)?;
                 for (chunks, column) in chunks.iter_mut().zip(batch.columns()) {
                     chunks.push(column.clone());
                 }
@@ -158,10 +168,21 @@ fn io(path: &Path, source: std::io::Error) -> ReadError {
     ReadError::Io { path: path.to_owned(), source }
 }
 
-fn load(path: &Path, file: &File, index: PageIndexPolicy) -> Result<ArrowReaderMetadata, ReadError> {
-    let options = ArrowReaderOptions::new().with_page_index_policy(index);
+/// The footer; with the offset index, where the file has one, if `known` is the footer without.
+fn load(
+    path: &Path,
+    file: File,
+    known: Option<&ArrowReaderMetadata>,
+) -> Result<ArrowReaderMetadata, ReadError> {
+    let index = if known.is_some() { PageIndexPolicy::Optional } else { PageIndexPolicy::Skip };
+    let options = ArrowReaderOptions::new().with_offset_index_policy(index);
     contain(path, || {
-        ArrowReaderMetadata::load(file, options)
+        let footer = Guarded::footer(file, known.map(|known| known.metadata().as_ref()));
+        footer
+            .and_then(|footer| {
+                footer.check_footer()?;
+                ArrowReaderMetadata::load(&footer, options)
+            })
             .map_err(|source| ReadError::Parquet { path: path.to_owned(), source })
     })
 }
