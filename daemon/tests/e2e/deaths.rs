@@ -1,86 +1,27 @@
 //! Clients and daemons that are killed, stopped or told to go: nothing is lost, nothing comes twice, nobody else
 //! notices.
 
-use std::io::Write;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use crate::support::{Daemon, cut_to_whole_lines, data, lines};
-use robocache::{Loader, LoaderError, Position};
+use crate::support::{Daemon, data};
+use crate::trainer::{self, lines, trainer};
+use robocache::{LoaderError, Position};
 use rustix::process::Signal;
-
-/// A trainer in a process of its own: this test binary again, running only [`trainer_process`].
-fn trainer(daemon: &Daemon, log: &Path, start: Position) -> Child {
-    Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "deaths::trainer_process", "--nocapture"])
-        .env("TRAINER_SOCKET", daemon.socket())
-        .env("TRAINER_LOG", log)
-        .env("TRAINER_START", format!("{} {}", start.epoch, start.consumed))
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap()
-}
-
-/// Not a test: what [`trainer`] runs. Writes a line for every batch it is done with.
-#[test]
-fn trainer_process() {
-    let Ok(socket) = std::env::var("TRAINER_SOCKET") else { return };
-    let start = std::env::var("TRAINER_START").unwrap();
-    let (epoch, consumed) = start.split_once(' ').unwrap();
-    let start = Position { epoch: epoch.parse().unwrap(), consumed: consumed.parse().unwrap() };
-    let mut log = std::fs::File::options().append(true).open(std::env::var("TRAINER_LOG").unwrap()).unwrap();
-    let builder =
-        Loader::builder(data("g1_v30_conv")).batch_size(64).features(["action"]).shuffle(true).seed(9);
-    let mut loader = builder.socket(socket).start(start).connect().unwrap();
-    let mut held = std::collections::VecDeque::new();
-    loop {
-        let Some(batch) = loader.next_batch().unwrap() else { continue };
-        let after = batch.position_after();
-        let line = format!("{} {} {:?}\n", after.epoch, after.consumed, batch.ids());
-        log.write_all(line.as_bytes()).unwrap();
-        held.push_back(batch);
-        if held.len() > 2 {
-            held.pop_front();
-        }
-    }
-}
 
 #[test]
 fn two_hundred_kills_in_a_row_lose_and_repeat_nothing() {
     let daemon = Daemon::start(&[]);
     let directory = tempfile::tempdir().unwrap();
     let log = directory.path().join("log");
-    std::fs::write(&log, "").unwrap();
-    let mut random = 0x2545_f491_u64;
+    trainer::create(&log);
     let mut bystander = daemon.loader(data("g1_v21")).features(["action"]).shuffle(true).connect().unwrap();
-    let mut position = Position::default();
-    for _ in 0..200 {
-        let before = lines(&log).len();
-        let mut child = trainer(&daemon, &log, position);
-        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        let wanted = before + 1 + usize::try_from(random >> 61).unwrap();
-        daemon.wait_until("the trainer has done some batches", || lines(&log).len() >= wanted);
-        child.kill().unwrap();
-        child.wait().unwrap();
-        cut_to_whole_lines(&log);
-        position = lines(&log).last().unwrap().0;
+    trainer::kill_in_a_row(&daemon, "cpu", &log, 200, |_| {
         bystander.next_batch().unwrap();
-    }
-    let seen = lines(&log);
-    let mut whole =
-        daemon.loader(data("g1_v30_conv")).features(["action"]).shuffle(true).seed(9).connect().unwrap();
-    for (n, (position, ids)) in seen.iter().enumerate() {
-        let batch = loop {
-            if let Some(batch) = whole.next_batch().unwrap() {
-                break batch;
-            }
-        };
-        assert_eq!((&batch.position_after(), &format!("{:?}", batch.ids())), (position, ids), "batch {n}");
-    }
+    });
+    trainer::assert_complete(&daemon, &log);
     daemon.wait_until("the killed trainers' loaders are gone", || {
-        daemon.status()["loaders"].as_array().unwrap().len() == 2
+        daemon.status()["loaders"].as_array().unwrap().len() == 1
     });
 }
 
@@ -89,8 +30,8 @@ fn the_slots_of_a_killed_client_are_free_as_soon_as_it_is_gone() {
     let daemon = Daemon::start(&[]);
     let directory = tempfile::tempdir().unwrap();
     let log = directory.path().join("log");
-    std::fs::write(&log, "").unwrap();
-    let mut child = trainer(&daemon, &log, Position::default());
+    trainer::create(&log);
+    let mut child = trainer(&daemon, "cpu", &log, Position::default());
     daemon.wait_until("the trainer holds slots", || lines(&log).len() > 5);
     assert_eq!(daemon.status()["loaders"].as_array().unwrap().len(), 1);
     child.kill().unwrap();
@@ -104,8 +45,8 @@ fn a_stopped_client_stalls_only_itself() {
     let daemon = Daemon::start(&["--threads", "1"]);
     let directory = tempfile::tempdir().unwrap();
     let log = directory.path().join("log");
-    std::fs::write(&log, "").unwrap();
-    let mut child = trainer(&daemon, &log, Position::default());
+    trainer::create(&log);
+    let mut child = trainer(&daemon, "cpu", &log, Position::default());
     daemon.wait_until("the trainer works", || lines(&log).len() > 3);
     rustix::process::kill_process(crate::support::pid(child.id()), Signal::STOP).unwrap();
     let mut other = daemon.loader(data("g1_v30_conv")).features(["action"]).connect().unwrap();

@@ -3,9 +3,6 @@
 //! On a simulated device, which runs late and catches what a GPU would not forgive; with `ROBOCACHE_TEST_DEVICE=cuda:0`
 //! on a real one, where slerp may differ by one unit in the last place (its sine is the GPU's own).
 
-use std::io::Write;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -15,7 +12,8 @@ use robocache::{
 };
 use rustix::process::Signal;
 
-use crate::support::{Daemon, cut_to_whole_lines, data, lines};
+use crate::support::{Daemon, data};
+use crate::trainer::{self, bytes};
 
 /// The device under test.
 fn device() -> String {
@@ -30,14 +28,6 @@ fn is_simulated() -> bool {
 fn serve(arguments: &[&str]) -> Daemon {
     let simulate: &[&str] = if is_simulated() { &["--simulate-gpus", "2"] } else { &[] };
     Daemon::start(&[simulate, arguments].concat())
-}
-
-/// The bytes of a column, wherever it lies.
-fn bytes(batch: &Batch, name: &str) -> Vec<u8> {
-    match batch.device_tensor(name) {
-        Ok(tensor) => tensor.to_host().unwrap(),
-        Err(_on_host) => batch.raw(name).unwrap().bytes().to_vec(),
-    }
 }
 
 /// The whole of a batch: ids, and each column's name, dtype, role and bytes.
@@ -289,54 +279,6 @@ fn no_slot_is_written_while_its_reader_is_not_done() {
     assert!(found.overwritten.is_empty(), "{found:?}");
 }
 
-/// A trainer in a process of its own: this test binary again, running only [`trainer_process`].
-fn trainer(daemon: &Daemon, log: &Path, start: Position) -> Child {
-    Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "gpu::trainer_process", "--nocapture"])
-        .env("GPU_TRAINER_SOCKET", daemon.socket())
-        .env("GPU_TRAINER_LOG", log)
-        .env("GPU_TRAINER_START", format!("{} {}", start.epoch, start.consumed))
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap()
-}
-
-fn checksum(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0_u64, |sum, &byte| sum.rotate_left(5) ^ u64::from(byte))
-}
-
-/// Not a test: what [`trainer`] runs. Writes a line for every batch it is done with.
-#[test]
-fn trainer_process() {
-    let Ok(socket) = std::env::var("GPU_TRAINER_SOCKET") else { return };
-    let start = std::env::var("GPU_TRAINER_START").unwrap();
-    let (epoch, consumed) = start.split_once(' ').unwrap();
-    let start = Position { epoch: epoch.parse().unwrap(), consumed: consumed.parse().unwrap() };
-    let mut log =
-        std::fs::File::options().append(true).open(std::env::var("GPU_TRAINER_LOG").unwrap()).unwrap();
-    let builder = robocache::Loader::builder(data("g1_v30_conv")).batch_size(64).features(["action"]);
-    let builder = builder.shuffle(true).seed(9).device(device());
-    let mut loader = builder.socket(socket).start(start).connect().unwrap();
-    let mut held = std::collections::VecDeque::new();
-    loop {
-        let Some(batch) = loader.next_batch().unwrap() else { continue };
-        let after = batch.position_after();
-        let line = format!(
-            "{} {} {:?} {}\n",
-            after.epoch,
-            after.consumed,
-            batch.ids(),
-            checksum(&bytes(&batch, "action"))
-        );
-        log.write_all(line.as_bytes()).unwrap();
-        held.push_back(batch);
-        if held.len() > 2 {
-            held.pop_front();
-        }
-    }
-}
-
 fn free_memory(daemon: &Daemon) -> u64 {
     daemon.status()["gpus"][0]["memory"]["free"].as_u64().unwrap()
 }
@@ -347,44 +289,23 @@ fn killed_clients_leave_nothing_behind_on_the_gpu_and_nothing_is_lost_or_repeate
     let daemon = serve(&[]);
     let directory = tempfile::tempdir().unwrap();
     let log = directory.path().join("log");
-    std::fs::write(&log, "").unwrap();
+    trainer::create(&log);
     let mut bystander =
         daemon.loader(data("g1_v21")).features(["action"]).device(device()).connect().unwrap();
     bystander.next_batch().unwrap();
     let no_other = || daemon.status()["loaders"].as_array().unwrap().len() == 1;
-    let mut random = 0x2545_f491_u64;
-    let (mut position, mut free) = (Position::default(), None);
-    for kill in 0..kills {
-        let before = lines(&log).len();
-        let mut child = trainer(&daemon, &log, position);
-        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        let wanted = before + 1 + usize::try_from(random >> 61).unwrap();
-        daemon.wait_until("the trainer has done some batches", || lines(&log).len() >= wanted);
-        child.kill().unwrap();
-        child.wait().unwrap();
-        cut_to_whole_lines(&log);
-        position = lines(&log).last().unwrap().0;
+    let mut free = None;
+    trainer::kill_in_a_row(&daemon, &device(), &log, kills, |kill| {
         bystander.next_batch().unwrap();
         if kill == 0 {
             // What the first trainer made the daemon keep (episodes, staging) stays.
             daemon.wait_until("its ring is gone", no_other);
             free = Some(free_memory(&daemon));
         }
-    }
+    });
     daemon.wait_until("the killed trainers' rings are gone", no_other);
     daemon.wait_until("their memory is free again", || Some(free_memory(&daemon)) >= free);
-    let seen = lines(&log);
-    let builder = daemon.loader(data("g1_v30_conv")).features(["action"]).shuffle(true).seed(9);
-    let mut whole = builder.connect().unwrap(); // on the CPU
-    for (n, (position, line)) in seen.iter().enumerate() {
-        let batch = loop {
-            if let Some(batch) = whole.next_batch().unwrap() {
-                break batch;
-            }
-        };
-        let wanted = format!("{:?} {}", batch.ids(), checksum(&bytes(&batch, "action")));
-        assert_eq!((&batch.position_after(), &wanted), (position, line), "batch {n}");
-    }
+    trainer::assert_complete(&daemon, &log);
 }
 
 #[test]

@@ -10,3 +10,4 @@ mod epochs;
 mod gpu;
 mod memory;
 mod support;
+mod trainer;

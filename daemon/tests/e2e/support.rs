@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use robocache::{Loader, LoaderBuilder, Position};
+use robocache::{Loader, LoaderBuilder};
 
 /// How long anything may take before a test gives up on it: generous, since nothing here measures speed.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -106,26 +106,6 @@ impl Drop for Daemon {
         self.child.kill().ok();
         self.child.wait().ok();
     }
-}
-
-/// What a trainer wrote of each batch: where it went on, and the rest of the line. A line cut short is left out.
-pub(crate) fn lines(log: &Path) -> Vec<(Position, String)> {
-    let text = std::fs::read_to_string(log).unwrap();
-    let whole = text.rsplit_once('\n').map_or("", |(whole, _cut)| whole);
-    let line = |line: &str| {
-        let mut words = line.splitn(3, ' ');
-        let mut number = || words.next().unwrap().parse::<u64>().unwrap();
-        let position = Position { epoch: number(), consumed: number() };
-        (position, words.next().unwrap().to_owned())
-    };
-    whole.lines().map(line).collect()
-}
-
-/// Cuts what a killed process left of a last line: even one write may end between two pages.
-pub(crate) fn cut_to_whole_lines(log: &Path) {
-    let text = std::fs::read(log).unwrap();
-    let whole = text.iter().rposition(|&byte| byte == b'\n').map_or(0, |newline| newline as u64 + 1);
-    std::fs::File::options().write(true).open(log).unwrap().set_len(whole).unwrap();
 }
 
 pub(crate) fn pid(id: u32) -> rustix::process::Pid {
