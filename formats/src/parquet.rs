@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use arrow::array::ArrayRef;
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{DataType, SchemaRef};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder, RowSelection,
@@ -122,6 +122,13 @@ impl Table for ParquetTable {
         let leaves: Vec<usize> = (0..columns_of_file).filter(|leaf| mask.leaf_included(*leaf)).collect();
         let most = self.check_size(&leaves, &groups)?;
         let group_rows: usize = groups.iter().map(|group| self.groups[*group].len()).sum();
+        // Lists of a fixed length have it where they are null too, which no page and no footer counts.
+        let lists = order.iter().map(|column| fixed_elements(self.schema().field(*column).data_type()));
+        let lists = lists.fold(0_u128, |sum, elements| sum.saturating_add(elements));
+        self.check_bytes(
+            "lists of the lengths that it declares",
+            lists.saturating_mul(8 * group_rows as u128),
+        )?;
         let batch_rows = (CHUNK_ELEMENTS / most.div_ceil(group_rows).max(1)).clamp(1, wanted_rows);
         let file = open_file(&self.path)?;
         let footer = if selection.is_some() { self.indexed()? } else { &self.footer };
@@ -185,6 +192,23 @@ fn load(
             })
             .map_err(|source| ReadError::Parquet { path: path.to_owned(), source })
     })
+}
+
+/// Elements of a row that a type alone declares; 0 where it declares none.
+fn fixed_elements(data_type: &DataType) -> u128 {
+    match data_type {
+        DataType::FixedSizeList(element, length) => {
+            let length = u128::try_from(*length).unwrap_or(0);
+            length.saturating_mul(fixed_elements(element.data_type()).max(1))
+        }
+        DataType::List(element) | DataType::LargeList(element) | DataType::Map(element, _) => {
+            fixed_elements(element.data_type())
+        }
+        DataType::Struct(fields) => {
+            fields.iter().fold(0, |sum, field| fixed_elements(field.data_type()).saturating_add(sum))
+        }
+        _ => 0,
+    }
 }
 
 /// The rows of each row group; refuses footers whose counts contradict each other.
@@ -265,7 +289,8 @@ mod tests {
     use std::io::Write;
     use std::sync::Arc;
 
-    use arrow::array::{AsArray, Int64Array, RecordBatch};
+    use arrow::array::{AsArray, BooleanArray, FixedSizeListArray, Int64Array, RecordBatch};
+    use arrow::buffer::{BooleanBuffer, NullBuffer};
     use arrow::datatypes::Int64Type;
     use parquet::arrow::ArrowWriter;
     use parquet::file::metadata::{
@@ -384,5 +409,28 @@ mod tests {
         let path = file(dir.path());
         forge(&path, 6, -6);
         assert!(ParquetTable::open(&path).is_err());
+    }
+    /// 65 rows of nothing, a bit each, that the decoder would fill up to 2^20 elements each.
+    #[test]
+    fn null_lists_of_a_length_that_fills_memory_are_refused_before_decoding() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lists.parquet");
+        let item = Arc::new(arrow::datatypes::Field::new("item", DataType::Boolean, true));
+        let elements = BooleanArray::new(BooleanBuffer::new_unset(65 << 20), None);
+        let nulls = NullBuffer::new_null(65);
+        let lists: ArrayRef =
+            Arc::new(FixedSizeListArray::new(item, 1 << 20, Arc::new(elements), Some(nulls)));
+        let batch = RecordBatch::try_from_iter([("lists", lists)]).unwrap();
+        let mut writer = ArrowWriter::try_new(File::create(&path).unwrap(), batch.schema(), None).unwrap();
+        writer.write(&batch).unwrap();
+        writer.close().unwrap();
+        let table = ParquetTable::open(&path).unwrap();
+        assert!(table.size_bytes < 5000);
+        let error = table.read(&[0], &[0..65]).unwrap_err().to_string();
+        assert!(
+            error.contains("lists of the lengths that it declares would take 545259520 bytes"),
+            "{error}"
+        );
+        assert_eq!(table.read(&[0], &[]).unwrap(), vec![Vec::<ArrayRef>::new()]);
     }
 }

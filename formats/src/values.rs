@@ -225,7 +225,7 @@ fn unlist(array: &ArrayRef, length: usize, per_row: usize, place: Place<'_>) -> 
                 return Ok(list.values().clone());
             }
             let starts = (0..list.len()).map(|i| list.is_valid(i).then_some((i * length) as u64));
-            spread(list.values(), starts, length, place)
+            spread(list.values(), list.len(), starts, length, place)
         }
         other => Err(place.origin.wrong_type("a list", other)),
     }
@@ -252,16 +252,29 @@ fn open_lists<O: OffsetSizeTrait>(
         return Ok(list.values().slice(start, list.len() * length));
     }
     let starts = (0..list.len()).map(|i| list.is_valid(i).then(|| offsets[i].as_usize() as u64));
-    spread(list.values(), starts, length, place)
+    spread(list.values(), list.len(), starts, length, place)
 }
+
+/// Elements that any column may have where lists are null, and how many rows there may be for one that is not.
+const NULLS_ALWAYS_FINE: u128 = 1 << 26;
+const MOST_ROWS_OF_ONE: u128 = 64;
 
 /// Elements from each start, nulls where there is none.
 fn spread(
     values: &ArrayRef,
+    rows: usize,
     starts: impl Iterator<Item = Option<u64>>,
     length: usize,
     place: Place<'_>,
 ) -> Result<ArrayRef, ReadError> {
+    // A null list takes a bit in the file and a row of NaN here.
+    let wanted = (rows as u128).saturating_mul(length as u128);
+    let limit = NULLS_ALWAYS_FINE.max(values.len() as u128 * MOST_ROWS_OF_ONE);
+    if wanted > limit {
+        let what = format!("column {:?} with NaN for its lists that are null", place.origin.column);
+        let path = place.origin.path.to_owned();
+        return Err(ReadError::TooLarge { path, what, bytes: wanted * 8, limit: limit * 8 });
+    }
     let indices: UInt64Array =
         starts.flat_map(|start| (0..length as u64).map(move |k| start.map(|start| start + k))).collect();
     take(values, &indices, None).map_err(|source| place.origin.arrow(source))
@@ -355,8 +368,8 @@ mod tests {
     use std::sync::Arc;
 
     use arrow::array::{
-        BooleanArray, FixedSizeListArray, Float16Array, Float32Array, Int32Array, ListArray, StringArray,
-        UInt16Array,
+        BooleanArray, FixedSizeListArray, Float16Array, Float32Array, Float64Array, Int32Array, ListArray,
+        StringArray, UInt16Array,
     };
     use arrow::buffer::{NullBuffer, OffsetBuffer};
     use arrow::datatypes::{Field, Float32Type};
@@ -403,6 +416,20 @@ mod tests {
         let error = read(&[list(&[Some(&[1.0])]), list(&[Some(&[2.0, 3.0])])], DType::Float32, &[1]);
         let error = error.unwrap_err().to_string();
         assert_eq!(error, "\"file\": column \"x\", row 20: wanted 1 elements, found 2");
+    }
+
+    /// Cause of an allocation that ends the process: one list of a million, and a million rows that are null.
+    #[test]
+    fn null_lists_that_would_fill_memory_with_nan_are_refused() {
+        let rows = 1 << 20;
+        let offsets = std::iter::once(0).chain(std::iter::repeat_n(1 << 20, rows)).collect::<Vec<i32>>();
+        let item = Arc::new(Field::new("item", DataType::Float64, true));
+        let valid = NullBuffer::from_iter((0..rows).map(|row| row == 0));
+        let elements: ArrayRef = Arc::new(Float64Array::from(vec![0.5; 1 << 20]));
+        let offsets = OffsetBuffer::new(offsets.into());
+        let lists: ArrayRef = Arc::new(ListArray::new(item, offsets, elements, Some(valid)));
+        let error = read(&[lists], DType::Float64, &[1 << 20]).unwrap_err().to_string();
+        assert!(error.contains("NaN for its lists that are null would take 8796093022208 bytes"), "{error}");
     }
 
     #[test]
