@@ -16,6 +16,7 @@ use std::thread::JoinHandle;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use robocache_wire::fds::{Access, Listener, SocketError, default_socket_path};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::assemblers::Assemblers;
 use crate::catalog::Catalog;
@@ -47,6 +48,7 @@ pub enum ServeError {
 /// Another daemon serves the socket ([`SocketError::AlreadyRunning`]), or the host refuses a socket, a thread or a
 /// signal handler.
 pub fn run(options: ServeOptions) -> Result<(), ServeError> {
+    raise_descriptors();
     // Before any thread starts, so that all of them leave signals to the poll loop.
     let signals = block_signals()?;
     let config = &options.config;
@@ -115,6 +117,17 @@ fn join(thread: JoinHandle<()>) {
 
 fn budget(config: &Config) -> u64 {
     config.memory.map_or_else(|| Memory::now().default_budget(), |bytes| bytes.0)
+}
+
+/// Takes all descriptors that this process may have: each client, ring and file under way needs some, and the usual
+/// soft limit, 1024, stands for programs that call `select`, which none does here.
+fn raise_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })
+    {
+        tracing::warn!(%error, ?limit, "cannot raise the limit of open files to the hard limit");
+    }
 }
 
 fn block_signals() -> Result<SignalFd, ServeError> {

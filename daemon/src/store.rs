@@ -124,7 +124,7 @@ impl Store {
     }
 
     /// [`Ledger::make_room`] within the budget of now.
-    fn make_room(&self, ledger: &mut Ledger, incoming: u64, later_than: Option<u64>) -> Admission {
-        ledger.make_room(self.budget(), incoming, later_than, &self.counters.evictions)
+    fn make_room(&self, ledger: &mut Ledger, incoming: u64, need: Option<Need>) -> Admission {
+        ledger.make_room(self.budget(), incoming, need, &self.counters.evictions)
     }
 }

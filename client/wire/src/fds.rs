@@ -16,7 +16,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, sockopt::Timeout,
 };
 
 pub use crate::listener::{Access, Listener};
@@ -24,6 +24,9 @@ use crate::message::{DATAGRAM_LIMIT, DecodeError, EncodeError, Message};
 
 /// Descriptors that one message carries at most.
 pub const FDS_MAX: usize = 5;
+
+/// How long to wait for a daemon that listens and does not accept. One that runs accepts within microseconds.
+const CONNECT: Duration = Duration::from_secs(10);
 
 /// A socket operation that did not work.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +36,10 @@ pub enum SocketError {
     System { call: &'static str, source: Errno },
     #[error("cannot connect to {path:?}: {source}")]
     Connect { path: PathBuf, source: Errno },
+    #[error(
+        "nobody accepted a connection to {path:?} within {waited_ms} ms, though somebody listens: the daemon may be stopped (SIGSTOP, a debugger) or out of descriptors"
+    )]
+    NotAccepted { path: PathBuf, waited_ms: u128 },
     #[error("cannot bind {path:?}: {source}")]
     Bind { path: PathBuf, source: Errno },
     #[error("a socket path has at most 107 bytes, {path:?} has {found}; choose a shorter one")]
@@ -111,12 +118,23 @@ impl AsFd for Connection {
 impl Connection {
     /// Connect to the daemon at `path`.
     pub fn connect(path: &Path) -> Result<Self, SocketError> {
+        Self::connect_within(path, CONNECT)
+    }
+
+    /// The same, waiting up to `patience` where as many as the daemon's backlog holds wait already.
+    pub fn connect_within(path: &Path, patience: Duration) -> Result<Self, SocketError> {
         let fd = socket()?;
         let address = address(path)?;
+        rustix::net::sockopt::set_socket_timeout(&fd, Timeout::Send, Some(patience))
+            .map_err(|source| SocketError::System { call: "setsockopt", source })?;
         loop {
             match rustix::net::connect(&fd, &address) {
                 Ok(()) => return Ok(Self { fd }),
                 Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => {
+                    let waited_ms = patience.as_millis();
+                    return Err(SocketError::NotAccepted { path: path.to_owned(), waited_ms });
+                }
                 Err(source) => return Err(SocketError::Connect { path: path.to_owned(), source }),
             }
         }

@@ -138,6 +138,23 @@ fn a_dead_daemons_socket_is_replaced_and_another_file_is_not() {
 }
 
 #[test]
+fn a_daemon_that_listens_and_does_not_accept_is_not_waited_for_without_end() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("robocached.sock");
+    let _stopped = Listener::bind(&path, Access::Owner).unwrap();
+    let mut waiting = Vec::new();
+    let error = loop {
+        match Connection::connect_within(&path, Duration::from_millis(1)) {
+            Ok(connection) => waiting.push(connection),
+            Err(error) => break error,
+        }
+        assert!(waiting.len() < 10_000, "no backlog is that long");
+    };
+    assert!(matches!(error, SocketError::NotAccepted { waited_ms: 1, .. }), "{error}");
+    assert!(error.to_string().contains("SIGSTOP"), "{error}");
+}
+
+#[test]
 fn a_directory_that_others_may_write_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o777)).unwrap();

@@ -50,14 +50,13 @@ fn say(limit: Option<u64>, what: impl Fn(u64) -> String) -> String {
 fn descriptors() -> Finding {
     let limit = getrlimit(Resource::Nofile);
     let plain = |n: u64| n.to_string();
-    let found =
-        format!("{} open files (hard limit {})", say(limit.current, plain), say(limit.maximum, plain));
-    match limit.current {
-        Some(soft) if soft < DESCRIPTORS => Finding::warn(
+    let found = format!("{} open files, which serve takes all of", say(limit.maximum, plain));
+    match limit.maximum {
+        Some(hard) if hard < DESCRIPTORS => Finding::warn(
             "nofile",
             found,
             format!(
-                "ulimit -n {DESCRIPTORS} before serving, or LimitNOFILE={DESCRIPTORS} in the systemd unit"
+                "raise the hard limit: ulimit -Hn {DESCRIPTORS} as root, or LimitNOFILE={DESCRIPTORS} in the systemd unit"
             ),
         ),
         _ => Finding::ok("nofile", found),

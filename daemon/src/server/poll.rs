@@ -30,6 +30,9 @@ use crate::session::{Haste, Outcome, Session};
 /// How long clients may take to collect what is ready when the daemon drains.
 const DRAIN: Duration = Duration::from_secs(5);
 
+/// How long the listener is left alone when it cannot accept: what is missing, descriptors mostly, comes back with time.
+const DEAF: Duration = Duration::from_millis(100);
+
 /// The state of the poll loop.
 pub(super) struct Server {
     options: ServeOptions,
@@ -43,6 +46,8 @@ pub(super) struct Server {
     pub(super) leaving: Vec<JoinHandle<()>>,
     /// Since when, if at all.
     draining: Option<Instant>,
+    /// When accepting last failed, if nothing was accepted since. The kernel keeps those who connect.
+    deaf: Option<Instant>,
     started: Instant,
     idle_since: Instant,
 }
@@ -82,6 +87,7 @@ impl Server {
             next_client: 1,
             leaving: Vec::new(),
             draining: None,
+            deaf: None,
             started: Instant::now(),
             idle_since: Instant::now(),
         }
@@ -115,8 +121,13 @@ impl Server {
 
     fn wait(&self) -> Vec<Source> {
         let stdin = std::io::stdin();
-        let mut sources = vec![Source::Listener, Source::Signals];
-        let mut fds = vec![readable(self.listener.as_fd()), readable(self.signals.as_fd())];
+        let mut sources = vec![Source::Signals];
+        let mut fds = vec![readable(self.signals.as_fd())];
+        let deaf = self.deaf.map_or(Duration::ZERO, |since| DEAF.saturating_sub(since.elapsed()));
+        if deaf.is_zero() {
+            sources.push(Source::Listener);
+            fds.push(readable(self.listener.as_fd()));
+        }
         if self.options.exit_with_parent && self.draining.is_none() {
             sources.push(Source::Stdin);
             fds.push(readable(stdin.as_fd()));
@@ -129,7 +140,11 @@ impl Server {
                 fds.push(readable(pidfd));
             }
         }
-        let tick: u16 = if self.draining.is_some() { 10 } else { 1000 };
+        let tick: u16 = match (self.draining, deaf.is_zero()) {
+            (Some(_), _) => 10,
+            (None, false) => u16::try_from(deaf.as_millis()).unwrap_or(u16::MAX).saturating_add(1),
+            (None, true) => 1000,
+        };
         match poll(&mut fds, PollTimeout::from(tick)) {
             Ok(_) | Err(nix::Error::EINTR) => {}
             Err(errno) => {
@@ -155,10 +170,22 @@ impl Server {
     fn accept(&mut self) {
         loop {
             match self.listener.accept() {
-                Ok(Some(connection)) => self.admit(connection),
+                Ok(Some(connection)) => {
+                    if self.deaf.take().is_some() {
+                        tracing::info!("clients are accepted again");
+                    }
+                    self.admit(connection);
+                }
                 Ok(None) => return,
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept a client");
+                    // It stays ready to be read: polled as before, it would keep this thread busy and the log full.
+                    if self.deaf.replace(Instant::now()).is_none() {
+                        tracing::warn!(
+                            %error,
+                            sessions = self.sessions.len(),
+                            "cannot accept clients now; trying on. If descriptors are short, raise RLIMIT_NOFILE (ulimit -n)"
+                        );
+                    }
                     return;
                 }
             }

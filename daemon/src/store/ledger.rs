@@ -5,8 +5,8 @@
 //! lock is free:
 //!
 //! - `used` is the sum of what is resident, and `loading_bytes` of what reads, queued or under way, are expected to take;
-//! - a stream in `loading` is to come with such a read (with two, where wishes overlap: the first to end strikes it
-//!   out), and one in `failed` stays there until somebody takes the error or asks for the stream again;
+//! - a stream in `loading` is to come with such a read (with two, where wishes for several episodes overlap: the first
+//!   to end strikes it out), and one in `failed` stays there until somebody takes the error or asks for it again;
 //! - a job goes out before it is dropped: dropping the last handle on a dataset takes the lock.
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -106,13 +106,18 @@ impl Ledger {
         }
     }
 
-    /// Moves a read of an episode that was for later to those that are urgent, if there is one.
-    pub(super) fn promote(&mut self, dataset: u64, episode: u32) -> bool {
-        let found =
-            self.ahead.iter().position(|job| job.dataset.id() == dataset && job.episodes.contains(&episode));
-        let Some(job) = found.and_then(|position| self.ahead.remove(position)) else { return false };
-        self.urgent.push_back(job);
-        true
+    /// Moves reads of an episode that were for later to those that are urgent. How many there were.
+    pub(super) fn promote(&mut self, dataset: u64, episode: u32) -> usize {
+        let wanted = |job: &Job| job.dataset.id() == dataset && job.episodes.contains(&episode);
+        if !self.ahead.iter().any(wanted) {
+            return 0;
+        }
+        let (promoted, ahead): (VecDeque<_>, _) =
+            std::mem::take(&mut self.ahead).into_iter().partition(wanted);
+        self.ahead = ahead;
+        let count = promoted.len();
+        self.urgent.extend(promoted);
+        count
     }
 
     /// What to read next.
@@ -159,13 +164,13 @@ impl Ledger {
         self.resident.insert(key, Resident { slots: Arc::clone(slots), bytes, since });
     }
 
-    /// Evicts until `incoming` bytes fit into `budget`, taking only what is needed later than in `later_than` batches;
-    /// without that, whatever there is.
+    /// Evicts until `incoming` bytes fit into `budget`, taking only what is needed later than `need`; without that,
+    /// whatever there is. For a wish for later nothing goes unless that makes room enough.
     pub(super) fn make_room(
         &mut self,
         budget: u64,
         incoming: u64,
-        later_than: Option<u64>,
+        need: Option<Need>,
         evictions: &AtomicU64,
     ) -> Admission {
         let over = |ledger: &Self| ledger.spoken_for() + incoming > budget;
@@ -174,16 +179,24 @@ impl Ledger {
         }
         let futures: Vec<Arc<Future>> = self.futures.iter().filter_map(Weak::upgrade).collect();
         let futures: Vec<_> = futures.iter().map(|future| future.look()).collect();
-        let mut candidates: Vec<(u64, u64, EpisodeKey)> = self
-            .resident
-            .iter()
-            .map(|(&key, resident)| {
-                let next = futures.iter().filter_map(|future| future.distance(key.0, key.1)).min();
-                (next.unwrap_or(u64::MAX), u64::MAX - resident.since, key)
-            })
-            .filter(|(next, ..)| later_than.is_none_or(|batches| *next > batches))
-            .collect();
+        let may_go = |next: u64| match need {
+            None => true,
+            Some(Need::Now) => next > 0,
+            Some(Need::In(batches)) => next > batches,
+        };
+        let (mut candidates, mut could_go) = (Vec::new(), 0);
+        for (&key, resident) in &self.resident {
+            let next = futures.iter().filter_map(|future| future.distance(key.0, key.1)).min();
+            let next = next.unwrap_or(u64::MAX);
+            if may_go(next) {
+                candidates.push((next, u64::MAX - resident.since, key));
+                could_go += resident.bytes;
+            }
+        }
         drop(futures);
+        if matches!(need, Some(Need::In(_))) && self.spoken_for() - could_go + incoming > budget {
+            return Admission::Full;
+        }
         // Needed last first; among those never needed, the longest here first. A little more than is wanted
         // goes, so that not every read has to look through all that is resident.
         candidates.sort_unstable_by(|a, b| b.cmp(a));

@@ -95,7 +95,7 @@ impl Store {
 
     /// Moves a read that was for later to the front: somebody waits for it now.
     pub(super) fn promote(&self, ledger: &mut Ledger, dataset: u64, episode: u32) {
-        if ledger.promote(dataset, episode) {
+        for _ in 0..ledger.promote(dataset, episode) {
             self.work.notify_one();
         }
     }

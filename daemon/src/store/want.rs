@@ -51,7 +51,7 @@ impl DatasetStore {
         let mut ledger = self.store.ledger.lock();
         let mut by_unit: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
         for &episode in episodes {
-            if self.absent(&ledger, episode, streams) {
+            if streams.iter().any(|&stream| self.absent(&ledger, episode, stream)) {
                 by_unit.entry(self.unit_of[episode as usize]).or_default().push(episode);
             }
         }
@@ -63,9 +63,9 @@ impl DatasetStore {
         Admission::Taken
     }
 
-    fn absent(&self, ledger: &Ledger, episode: u32, streams: &[usize]) -> bool {
-        self.get(episode, streams).is_none()
-            && !streams.iter().all(|&stream| ledger.is_loading(self.id(), episode, stream))
+    /// Whether a stream of an episode is neither resident nor on its way.
+    fn absent(&self, ledger: &Ledger, episode: u32, stream: usize) -> bool {
+        self.get(episode, &[stream]).is_none() && !ledger.is_loading(self.id(), episode, stream)
     }
 
     fn want_of_unit(
@@ -77,6 +77,10 @@ impl DatasetStore {
         need: Need,
     ) -> Admission {
         let store = &self.store;
+        // Others may have brought, or be bringing, some of the streams: those of all that is wanted are left out.
+        let missing = |stream: &usize| wanted.iter().any(|&e| self.absent(ledger, e, *stream));
+        let streams: Vec<usize> = streams.iter().copied().filter(missing).collect();
+        let streams = &*streams;
         if matches!(need, Need::In(_))
             && !wanted.iter().all(|&episode| self.sizes_are_known(episode, streams))
         {
@@ -84,17 +88,14 @@ impl DatasetStore {
         }
         let number = |&e: &usize| u32::try_from(e).expect("episodes are numbered in u32");
         let unit = self.units[unit as usize].iter().map(number);
-        let whole: Vec<u32> = unit.filter(|&episode| self.absent(ledger, episode, streams)).collect();
+        let absent = |&episode: &u32| streams.iter().any(|&stream| self.absent(ledger, episode, stream));
+        let whole: Vec<u32> = unit.filter(absent).collect();
         let bytes = |episodes: &[u32]| episodes.iter().map(|&e| self.expected_bytes(e, streams)).sum::<u64>();
         let free = store.budget().saturating_sub(ledger.spoken_for());
         let cheap = bytes(&whole) <= WHOLE_UNIT_BYTES || matches!(need, Need::In(_));
         let episodes = if bytes(&whole) <= free && cheap { whole } else { wanted };
         let incoming = bytes(&episodes);
-        let later_than = match need {
-            Need::Now => 0,
-            Need::In(batches) => batches,
-        };
-        match (store.make_room(ledger, incoming, Some(later_than)), need) {
+        match (store.make_room(ledger, incoming, Some(need)), need) {
             (Admission::Full, Need::In(_)) => return Admission::Full,
             (Admission::Full, Need::Now) if !ledger.warned_over_budget => {
                 ledger.warned_over_budget = true;

@@ -7,7 +7,8 @@ use std::time::Duration;
 use crate::support::{Daemon, data};
 use crate::trainer::{self, lines, trainer};
 use robocache::{LoaderError, Position};
-use rustix::process::Signal;
+use robocache_wire::fds::Connection;
+use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 
 #[test]
 fn two_hundred_kills_in_a_row_lose_and_repeat_nothing() {
@@ -119,13 +120,68 @@ fn sigterm_lets_clients_take_what_is_ready_and_then_leaves() {
 
 #[test]
 fn sigterm_leaves_even_if_a_client_takes_nothing() {
-    let mut daemon = Daemon::start(&[]);
-    let loader = daemon.loader(data("g1_v30_conv")).features(["action"]).connect().unwrap();
-    daemon.wait_until("the ring is full", || daemon.status()["loaders"][0]["slots"]["ready"] == 4);
-    daemon.signal(Signal::TERM);
-    daemon.signal(Signal::TERM); // twice: at once
-    assert!(daemon.wait().success(), "{}", daemon.log());
-    drop(loader);
+    for twice in [false, true] {
+        let mut daemon = Daemon::start(&[]);
+        let loader = daemon.loader(data("g1_v30_conv")).features(["action"]).connect().unwrap();
+        daemon.wait_until("the ring is full", || daemon.status()["loaders"][0]["slots"]["ready"] == 4);
+        daemon.signal(Signal::TERM);
+        if twice {
+            // Two that come together are one.
+            daemon.wait_until("it drains", || daemon.log().contains("draining"));
+            daemon.signal(Signal::TERM);
+        }
+        assert!(daemon.wait().success(), "{}", daemon.log());
+        let log = daemon.log();
+        assert_eq!(log.contains("second signal; stopping at once"), twice, "{log}");
+        assert_eq!(log.contains("clients did not collect what was ready"), !twice, "{log}");
+        drop(loader);
+    }
+}
+
+#[test]
+fn a_daemon_takes_all_the_descriptors_it_may_have() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("d.sock");
+    let mut child = Command::new("sh")
+        .args([
+            "-c",
+            "ulimit -Sn 100 && ulimit -Hn 500 && exec \"$@\"",
+            "sh",
+            env!("CARGO_BIN_EXE_robocached"),
+            "serve",
+            "--socket",
+        ])
+        .arg(&socket)
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    while robocache::admin::status(&socket).is_err() {
+        assert!(child.try_wait().unwrap().is_none(), "it serves");
+    }
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", child.id())).unwrap();
+    let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    assert_eq!(files.split_whitespace().skip(3).take(2).collect::<Vec<_>>(), ["500", "500"]);
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn a_daemon_out_of_descriptors_serves_those_it_has_says_so_and_accepts_again() {
+    let daemon = Daemon::start(&[]);
+    let mut loader = daemon.loader(data("g1_v30_conv")).features(["action"]).shuffle(true).connect().unwrap();
+    assert_eq!((&mut loader).map(Result::unwrap).count(), 562, "one epoch: nothing is left to read");
+    let few = Rlimit { current: Some(24), maximum: Some(24) };
+    prlimit(Pid::from_child(&daemon.child).into(), Resource::Nofile, few).unwrap();
+    let crowd: Vec<_> = (0..24).map(|_| Connection::connect(&daemon.socket()).unwrap()).collect();
+    daemon.wait_until("it says so", || daemon.log().contains("cannot accept clients now"));
+    for _ in 0..500 {
+        loader.next_batch().unwrap();
+    }
+    drop(crowd);
+    daemon.wait_until("it accepts again", || robocache::admin::status(&daemon.socket()).is_ok());
+    // Once for each time it ran out: while the crowd stood, and as its last ones were let in to leave.
+    let said = daemon.log().matches("cannot accept clients now").count();
+    assert!(said <= 10, "said {said} times");
 }
 
 #[test]

@@ -42,6 +42,17 @@ fn a_dataset_is_decoded_once_for_all_its_loaders() {
 }
 
 #[test]
+fn a_loader_that_asks_for_more_decodes_only_what_others_have_not() {
+    let daemon = Daemon::start(&[]);
+    let build = |features: &[&str]| daemon.loader(data("g1_v30_conv")).features(features.to_vec());
+    checksums(&mut build(&["action"]).connect().unwrap());
+    assert_eq!(store(&daemon, "bytes_decoded"), DECODED);
+    checksums(&mut build(&["action", "observation.state"]).connect().unwrap());
+    // 26 float32 of each row.
+    assert_eq!(store(&daemon, "bytes_decoded"), DECODED + 35_965 * 26 * 4);
+}
+
+#[test]
 fn with_a_budget_of_a_tenth_of_the_dataset_the_batches_are_the_same() {
     let plenty = Daemon::start(&[]);
     let budget = DECODED / 10;
