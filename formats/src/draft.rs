@@ -26,8 +26,9 @@ const DEEPEST: usize = 4;
 const SAMPLE_ROWS: usize = 1000;
 
 /// A manifest for what lies at `path` (a directory of Parquet and Arrow tables, or one table), and what a person should
-/// check in it. The text parses, unless no column of any table looks like stamps: then every stream is a comment, to be
-/// completed with its rate. It opens unless every table's clock stands still.
+/// check in it. The text parses, unless no stream could be drafted (no column of any table looks like stamps, or nothing
+/// but stamps can be read): then all but its layout are comments, to be completed. It opens unless every table's clock
+/// stands still.
 pub fn draft_manifest(path: &Path) -> Result<(String, Vec<String>), OpenError> {
     let mut draft = Draft::default();
     if path.is_file() {
@@ -182,10 +183,16 @@ struct Draft {
 impl Draft {
     fn finish(self) -> (String, Vec<String>) {
         let mut notes = self.notes;
-        if self.drawn == 0 {
-            notes.push("no stream could be drafted: the manifest must be written by hand".to_owned());
+        if self.drawn > 0 {
+            return (self.text, notes);
         }
-        (self.text, notes)
+        notes.push("no stream could be drafted: the manifest must be written by hand".to_owned());
+        let mut text = String::new();
+        for line in self.text.lines() {
+            let stays = line.is_empty() || line.starts_with('#') || line.starts_with("layout");
+            writeln!(text, "{}{line}", if stays { "" } else { "# " }).unwrap_or_default();
+        }
+        (text, notes)
     }
 
     fn line(&mut self, line: &str) {

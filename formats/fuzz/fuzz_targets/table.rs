@@ -1,5 +1,6 @@
 #![no_main]
 
+#[allow(dead_code, reason = "a target uses its own body only")]
 mod bodies;
 
 use std::sync::Once;

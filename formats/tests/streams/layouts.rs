@@ -294,6 +294,19 @@ fn rows_of_lists_are_drafted_as_nested() {
     );
 }
 
+/// Seen, by fuzzing: a draft with a `[frames]` and no stream, which does not parse.
+#[test]
+fn a_draft_without_streams_is_all_comments_and_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let stamps = lists(&[2, 1], floats(&[0.0, 0.1, 0.0]));
+    write(&dir.path().join("rows.parquet"), vec![("episode_id", ints(&[40, 41])), ("timestamp", stamps)]);
+    let (text, notes) = robocache_formats::draft_manifest(dir.path()).unwrap();
+    assert!(text.starts_with("layout = \"nested\"\n"), "{text}");
+    assert!(text.contains("\n# [frames]\n") && text.contains("\n# time = "), "{text}");
+    assert!(text.lines().skip(1).all(|line| line.is_empty() || line.starts_with('#')), "{text}");
+    assert!(notes.iter().any(|note| note.contains("must be written by hand")), "{notes:?}");
+}
+
 #[test]
 fn lists_of_one_row_that_differ_in_length_are_refused_with_both() {
     let dir = tempfile::tempdir().unwrap();
