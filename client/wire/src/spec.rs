@@ -210,7 +210,13 @@ impl Serialize for IpcHandle {
 impl<'de> Deserialize<'de> for IpcHandle {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let hex = String::deserialize(deserializer)?;
-        let wrong = || serde::de::Error::custom(format!("a handle is 128 hex digits, found {}", hex.len()));
+        let wrong = || {
+            let digits = hex.bytes().filter(u8::is_ascii_hexdigit).count();
+            let len = hex.len();
+            serde::de::Error::custom(format!(
+                "a handle is 128 hex digits, found {len} bytes with {digits} of them"
+            ))
+        };
         if hex.len() != 128 || !hex.bytes().all(|digit| digit.is_ascii_hexdigit()) {
             return Err(wrong());
         }
@@ -273,4 +279,20 @@ pub struct TextTableInfo {
     pub offset: u64,
     pub len: u64,
     pub count: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::IpcHandle;
+
+    #[test]
+    fn a_handle_that_is_none_says_how_it_differs() {
+        let read = |text: &str| serde_json::from_str::<IpcHandle>(&format!("{text:?}"));
+        assert_eq!(read(&"0aF0".repeat(32)).unwrap().0[..2], [0x0a, 0xf0]);
+        for (text, found) in [("00".repeat(63), "126 bytes with 126"), ("0x".repeat(64), "128 bytes with 64")]
+        {
+            let error = read(&text).unwrap_err().to_string();
+            assert!(error.contains(&format!("128 hex digits, found {found} of them")), "{error}");
+        }
+    }
 }

@@ -1,5 +1,6 @@
 #![no_main]
 
+#[allow(dead_code, reason = "a target uses its own body only")]
 mod bodies;
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| bodies::segment(data));
