@@ -446,4 +446,37 @@ mod tests {
         let error = read(dir.path(), &says, &NUMBERS).unwrap_err();
         assert!(error.contains("have 1073741824 values, the footer says 2"), "{error}");
     }
+    #[test]
+    fn pages_found_by_the_offset_index_are_checked_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("indexed.parquet");
+        let numbers: arrow::array::ArrayRef = Arc::new((0..100).collect::<arrow::array::Int64Array>());
+        let batch = arrow::array::RecordBatch::try_from_iter([("n", numbers)]).unwrap();
+        let properties = parquet::file::properties::WriterProperties::builder()
+            .set_dictionary_enabled(false)
+            .set_write_batch_size(10)
+            .set_data_page_row_count_limit(10)
+            .build();
+        let file = File::create(&path).unwrap();
+        let mut writer =
+            parquet::arrow::ArrowWriter::try_new(file, batch.schema(), Some(properties)).unwrap();
+        writer.write(&batch).unwrap();
+        writer.close().unwrap();
+        let read = |rows: Range<usize>| {
+            let table = ParquetTable::open(&path).unwrap();
+            table.read(&[0], std::slice::from_ref(&rows)).map_err(|error| {
+                std::error::Error::source(&error).map_or_else(String::new, ToString::to_string)
+            })
+        };
+        assert_eq!(read(52..54).unwrap()[0][0].len(), 2);
+
+        // Of the sixth page, which begins with its sizes and then its 10 values, -10.
+        let mut content = std::fs::read(&path).unwrap();
+        let pages = content.windows(4).enumerate().filter(|(_, bytes)| **bytes == [0x2c, 0x15, 20, 0x15]);
+        let at = pages.map(|(at, _)| at).nth(5).unwrap();
+        content[at + 2] = 19;
+        std::fs::write(&path, content).unwrap();
+        assert!(read(52..54).unwrap_err().contains("a negative count"));
+        assert_eq!(read(42..44).unwrap()[0][0].len(), 2);
+    }
 }
