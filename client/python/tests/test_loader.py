@@ -353,6 +353,8 @@ def test_ctrl_c_ends_the_wait(g1: str, own_daemon: Any, waiting: str) -> None:
     script = f"""
         import os, signal, sys
         import robocache as rc
+        # What a shell starts in the background ignores it, and so do its children.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         loader = rc.DataLoader({g1!r}, batch_size=64, framework="numpy", socket={own_daemon.socket!r})
         epoch = iter(loader)
         next(epoch)
@@ -370,16 +372,19 @@ def test_ctrl_c_ends_the_wait(g1: str, own_daemon: Any, waiting: str) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE, text=True
     ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "waiting\n"
-        if waiting == "full":
-            # Until it sleeps: its ring is drained and the batches are collected.
-            while "S" not in process_state(process.pid):
-                time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
-        assert process.stdout.readline() == "interrupted 0\n"
-        assert process.wait() == 0
-    os.kill(own_daemon.pid, signal.SIGCONT)
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "waiting\n"
+            if waiting == "full":
+                # Until it sleeps: its ring is drained and the batches are collected.
+                while "S" not in process_state(process.pid):
+                    time.sleep(0.01)
+            process.send_signal(signal.SIGINT)
+            assert process.stdout.readline() == "interrupted 0\n"
+            assert process.wait() == 0
+        finally:
+            process.kill()  # it would be waited for without end
+            os.kill(own_daemon.pid, signal.SIGCONT)
 
 
 def process_state(pid: int) -> str:
