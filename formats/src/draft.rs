@@ -190,7 +190,9 @@ impl Draft {
         let mut text = String::new();
         for line in self.text.lines() {
             let stays = line.is_empty() || line.starts_with('#') || line.starts_with("layout");
-            writeln!(text, "{}{line}", if stays { "" } else { "# " }).unwrap_or_default();
+            text.push_str(if stays { "" } else { "# " });
+            text.push_str(line);
+            text.push('\n');
         }
         (text, notes)
     }

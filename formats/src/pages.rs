@@ -40,11 +40,18 @@ pub(crate) struct Guarded(Arc<Inner>);
 struct Inner {
     file: File,
     size_bytes: u64,
-    /// By their place in the file. Without any, only the footer is read.
-    chunks: Vec<Chunk>,
-    /// Page indexes, read together.
-    indexes: Vec<Range<u64>>,
+    part: Part,
     seen: Mutex<Seen>,
+}
+
+/// What of the file the decoder is about to read.
+#[derive(Debug)]
+enum Part {
+    Footer,
+    /// Offset indexes, several in one read.
+    Indexes(Vec<Range<u64>>),
+    /// Column chunks, by their place in the file.
+    Pages(Vec<Chunk>),
 }
 
 /// A column of a row group.
@@ -75,12 +82,15 @@ struct Seen {
 }
 
 impl Guarded {
-    /// For the footer, and the offset indexes where `metadata` is what the footer says.
-    pub(crate) fn footer(file: File, metadata: Option<&ParquetMetaData>) -> Result<Self, ParquetError> {
-        let columns =
-            metadata.into_iter().flat_map(|metadata| metadata.row_groups()).flat_map(|g| g.columns());
-        let indexes = columns.filter_map(|column| column.offset_index_range()).collect();
-        Self::new(file, Vec::new(), indexes)
+    /// For the footer.
+    pub(crate) fn footer(file: File) -> Result<Self, ParquetError> {
+        Self::new(file, Part::Footer)
+    }
+
+    /// For the offset indexes, where `metadata`, the footer, says that there are some.
+    pub(crate) fn indexes(file: File, metadata: &ParquetMetaData) -> Result<Self, ParquetError> {
+        let columns = metadata.row_groups().iter().flat_map(|group| group.columns());
+        Self::new(file, Part::Indexes(columns.filter_map(|column| column.offset_index_range()).collect()))
     }
 
     /// For the pages of `leaves` (columns of the Parquet schema) in `groups`. `metadata` is what the decoder goes by.
@@ -109,23 +119,12 @@ impl Guarded {
             }
         }
         chunks.sort_by_key(|chunk| chunk.bytes.start);
-        Self::new(file, chunks, Vec::new())
+        Self::new(file, Part::Pages(chunks))
     }
 
-    fn new(file: File, chunks: Vec<Chunk>, indexes: Vec<Range<u64>>) -> Result<Self, ParquetError> {
+    fn new(file: File, part: Part) -> Result<Self, ParquetError> {
         let size_bytes = file.metadata()?.len();
-        Ok(Self(Arc::new(Inner { file, size_bytes, chunks, indexes, seen: Mutex::default() })))
-    }
-
-    /// Refuses a footer that the decoder cannot be given. What is no footer at all it can tell itself.
-    pub(crate) fn check_footer(&self) -> Result<(), ParquetError> {
-        let Some(tail) = self.0.size_bytes.checked_sub(8) else { return Ok(()) };
-        let tail_bytes = self.get_bytes(tail, 8)?;
-        let Some((len, magic)) = tail_bytes.split_first_chunk::<4>() else { return Ok(()) };
-        let len = u64::from(u32::from_le_bytes(*len));
-        let (Some(start), b"PAR1") = (tail.checked_sub(len), magic) else { return Ok(()) };
-        let bytes = self.get_bytes(start, usize::try_from(len)?)?;
-        check_footer(&bytes).map_err(|stop| ParquetError::General(format!("the footer has {}", what(stop))))
+        Ok(Self(Arc::new(Inner { file, size_bytes, part, seen: Mutex::default() })))
     }
 }
 
@@ -141,8 +140,9 @@ impl Inner {
     }
 
     fn chunk_of(&self, at: u64) -> Option<(usize, &Chunk)> {
-        let before = self.chunks.partition_point(|chunk| chunk.bytes.start <= at).checked_sub(1)?;
-        self.chunks.get(before).filter(|chunk| at < chunk.bytes.end).map(|chunk| (before, chunk))
+        let Part::Pages(chunks) = &self.part else { return None };
+        let before = chunks.partition_point(|chunk| chunk.bytes.start <= at).checked_sub(1)?;
+        chunks.get(before).filter(|chunk| at < chunk.bytes.end).map(|chunk| (before, chunk))
     }
 
     /// The header of the page at `at`, as long as it is, once it says nothing impossible.
@@ -203,6 +203,29 @@ impl Inner {
         Ok(())
     }
 
+    /// Refuses a footer that the decoder cannot be given.
+    fn check_footer(&self, bytes: &[u8]) -> Result<(), String> {
+        match check_footer(bytes) {
+            // An encrypted one is no Thrift; the decoder says so.
+            Err(stop) if self.read(self.size_bytes - 4, 4)? == b"PAR1" => {
+                Err(format!("the footer has {}", what(stop)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn check_indexes(&self, indexes: &[Range<u64>], start: u64, bytes: &[u8]) -> Result<(), String> {
+        let end = start + bytes.len() as u64;
+        for index in indexes.iter().filter(|index| start <= index.start && index.end <= end) {
+            let part = usize::try_from(index.start - start).map_err(|error| error.to_string())?;
+            // One that is cut short the decoder refuses itself.
+            if let Err(stop @ Stop::Broken(_)) = check_struct(&bytes[part..]) {
+                return Err(format!("an offset index with {}", what(stop)));
+            }
+        }
+        Ok(())
+    }
+
     /// Unpacks a body for its size alone, if that may be any.
     fn check_body(&self, at: u64, body: &[u8]) -> Result<(), String> {
         let suspect = self.seen.lock().unwrap_or_else(PoisonError::into_inner).suspect.remove(&at);
@@ -246,20 +269,18 @@ impl ChunkReader for Guarded {
         let inner = &self.0;
         let checked = || {
             let bytes = inner.read(start, length)?;
-            let end = start + length as u64;
-            for index in inner.indexes.iter().filter(|index| start <= index.start && index.end <= end) {
-                let part = usize::try_from(index.start - start).ok().and_then(|at| bytes.get(at..));
-                if let Err(stop @ Stop::Broken(_)) = check_struct(part.unwrap_or_default()) {
-                    return Err(format!("an offset index with {}", what(stop)));
+            match &inner.part {
+                Part::Footer => inner.check_footer(&bytes)?,
+                Part::Indexes(indexes) => inner.check_indexes(indexes, start, &bytes)?,
+                Part::Pages(_)
+                    if inner.chunk_of(start).is_some_and(|(_, chunk)| chunk.access == Access::Indexed) =>
+                {
+                    let header = page_header(&bytes)
+                        .map_err(|stop| format!("the page at byte {start} has {}", what(stop)))?;
+                    inner.admit(start, &header)?;
+                    inner.check_body(start + header.len as u64, &bytes[header.len..])?;
                 }
-            }
-            if inner.chunk_of(start).is_some_and(|(_, chunk)| chunk.access == Access::Indexed) {
-                let header = page_header(&bytes)
-                    .map_err(|stop| format!("the page at byte {start} has {}", what(stop)))?;
-                inner.admit(start, &header)?;
-                inner.check_body(start + header.len as u64, &bytes[header.len..])?;
-            } else {
-                inner.check_body(start, &bytes)?;
+                Part::Pages(_) => inner.check_body(start, &bytes)?,
             }
             Ok(bytes)
         };
@@ -267,7 +288,7 @@ impl ChunkReader for Guarded {
     }
 }
 
-/// The header of one page, read when the decoder first asks for it; of a file without chunks, its last bytes.
+/// The header of one page, read when the decoder first asks for it; of a footer, the bytes it asks for.
 #[derive(Debug)]
 pub(crate) struct HeaderReader {
     inner: Arc<Inner>,
@@ -281,14 +302,14 @@ impl Read for HeaderReader {
         let bytes = match &mut self.bytes {
             Some(bytes) => bytes,
             none => {
-                let read = match self.inner.chunks.is_empty() {
-                    true => self.inner.read(self.start, into.len()),
-                    false => self.inner.header(self.start),
+                let read = match self.inner.part {
+                    Part::Pages(_) => self.inner.header(self.start),
+                    _ => self.inner.read(self.start, into.len()),
                 };
                 none.insert(read.map_err(std::io::Error::other)?)
             }
         };
-        let read = bytes.get(self.at..).unwrap_or_default().read(into)?;
+        let read = (&bytes[self.at..]).read(into)?;
         self.at += read;
         Ok(read)
     }

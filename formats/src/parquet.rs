@@ -8,7 +8,7 @@
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use arrow::array::ArrayRef;
 use arrow::datatypes::{DataType, SchemaRef};
@@ -17,7 +17,7 @@ use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder, RowSelection,
 };
 use parquet::errors::ParquetError;
-use parquet::file::metadata::PageIndexPolicy;
+use parquet::file::metadata::{PageIndexPolicy, ParquetMetaDataReader};
 
 use crate::contain::contain;
 use crate::error::ReadError;
@@ -49,18 +49,33 @@ impl ParquetTable {
     pub(crate) fn open(path: &Path) -> Result<Self, ReadError> {
         let file = open_file(path)?;
         let size_bytes = file.metadata().map_err(|source| io(path, source))?.len();
-        let footer = load(path, file, None)?;
+        let footer = contain(path, || {
+            Guarded::footer(file)
+                .and_then(|footer| ArrowReaderMetadata::load(&footer, ArrowReaderOptions::new()))
+                .map_err(|source| ReadError::Parquet { path: path.to_owned(), source })
+        })?;
         let groups = groups(path, &footer)?;
         check_rows(path, groups.last().map_or(0, |group| group.end), size_bytes)?;
         Ok(Self { path: path.to_owned(), size_bytes, footer, indexed: OnceLock::new(), groups })
     }
 
-    /// The footer with the page index where the file has one.
+    /// The footer with the offset index where the file has one.
     fn indexed(&self) -> Result<&ArrowReaderMetadata, ReadError> {
         if let Some(footer) = self.indexed.get() {
             return Ok(footer);
         }
-        let footer = load(&self.path, open_file(&self.path)?, Some(&self.footer))?;
+        let file = open_file(&self.path)?;
+        let metadata = self.footer.metadata();
+        let footer = contain(&self.path, || {
+            let mut reader = ParquetMetaDataReader::new_with_metadata((**metadata).clone())
+                .with_offset_index_policy(PageIndexPolicy::Optional);
+            Guarded::indexes(file, metadata)
+                .and_then(|indexes| {
+                    reader.read_page_indexes(&indexes)?;
+                    ArrowReaderMetadata::try_new(Arc::new(reader.finish()?), ArrowReaderOptions::new())
+                })
+                .map_err(|source| ReadError::Parquet { path: self.path.clone(), source })
+        })?;
         Ok(self.indexed.get_or_init(|| footer))
     }
 
@@ -175,25 +190,6 @@ fn io(path: &Path, source: std::io::Error) -> ReadError {
     ReadError::Io { path: path.to_owned(), source }
 }
 
-/// The footer; with the offset index, where the file has one, if `known` is the footer without.
-fn load(
-    path: &Path,
-    file: File,
-    known: Option<&ArrowReaderMetadata>,
-) -> Result<ArrowReaderMetadata, ReadError> {
-    let index = if known.is_some() { PageIndexPolicy::Optional } else { PageIndexPolicy::Skip };
-    let options = ArrowReaderOptions::new().with_offset_index_policy(index);
-    contain(path, || {
-        let footer = Guarded::footer(file, known.map(|known| known.metadata().as_ref()));
-        footer
-            .and_then(|footer| {
-                footer.check_footer()?;
-                ArrowReaderMetadata::load(&footer, options)
-            })
-            .map_err(|source| ReadError::Parquet { path: path.to_owned(), source })
-    })
-}
-
 /// Elements of a row that a type alone declares; 0 where it declares none.
 fn fixed_elements(data_type: &DataType) -> u128 {
     match data_type {
@@ -286,9 +282,6 @@ fn plan(groups: &[Range<usize>], ranges: &[Range<usize>]) -> (Vec<usize>, Option
 #[cfg(test)]
 #[expect(clippy::single_range_in_vec_init, reason = "row ranges, of which one is a case too")]
 mod tests {
-    use std::io::Write;
-    use std::sync::Arc;
-
     use arrow::array::{AsArray, BooleanArray, FixedSizeListArray, Int64Array, RecordBatch};
     use arrow::buffer::{BooleanBuffer, NullBuffer};
     use arrow::datatypes::Int64Type;
@@ -297,6 +290,7 @@ mod tests {
         FileMetaData, ParquetMetaDataBuilder, ParquetMetaDataReader, ParquetMetaDataWriter,
     };
     use parquet::file::properties::WriterProperties;
+    use std::io::Write;
 
     use super::*;
 
