@@ -59,9 +59,7 @@ def of_a_client(dataset, kills):
         assert holder.stdout.readline() == "holds\n"
         holder.send_signal(signal.SIGKILL)
         start = time.perf_counter()
-        while any(
-            client["pid"] == holder.pid for client in json.loads(bystander._attach().status())["loaders"]
-        ):
+        while any(client["pid"] == holder.pid for client in bystander.stats()["loaders"]):
             pass
         times.append((time.perf_counter() - start) * 1e3)
         holder.wait()

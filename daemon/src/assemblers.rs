@@ -90,8 +90,7 @@ fn work(jobs: &Receiver<Job>) {
         let started = Instant::now();
         let filled = std::panic::catch_unwind(AssertUnwindSafe(|| {
             assemble(&job.loader.plan, job.loader.dataset.dataset(), &job.samples, job.filling.bytes_mut());
-            let ids: Vec<u64> = job.samples.iter().map(|sample| sample.anchor).collect();
-            job.filling.set_ids(&ids);
+            job.filling.set_ids(job.samples.iter().map(|sample| sample.anchor));
         }));
         match filled {
             Ok(()) => job.publish(started.elapsed()),

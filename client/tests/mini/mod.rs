@@ -399,7 +399,7 @@ impl Client {
         let first = header.consumed_before + u64::from(self.share.rank);
         let stride = u64::from(self.share.world_size);
         let ids: Vec<u64> = (0..u64::from(header.rows)).map(|row| first + row * stride).collect();
-        filling.set_ids(&ids);
+        filling.set_ids(ids.iter().copied());
         for column in &self.columns {
             let mut values = Vec::new();
             for id in &ids {

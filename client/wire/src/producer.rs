@@ -106,12 +106,11 @@ impl Filling {
     }
 
     /// Write the sample ids. More than `batch_size` are a bug of the caller's; what is too much is left out.
-    pub fn set_ids(&mut self, ids: &[u64]) {
+    pub fn set_ids(&mut self, ids: impl ExactSizeIterator<Item = u64>) {
         let room = self.producer.shape().batch_size as usize;
         debug_assert!(ids.len() <= room, "{} ids for a batch of {room}", ids.len());
         let bytes = self.bytes_mut().get_mut(HEADER_BYTES..HEADER_BYTES + 8 * room).unwrap_or_default();
-        let ids = ids.iter().copied().chain(std::iter::repeat(0));
-        for (field, id) in bytes.chunks_exact_mut(8).zip(ids) {
+        for (field, id) in bytes.chunks_exact_mut(8).zip(ids.chain(std::iter::repeat(0))) {
             field.copy_from_slice(&id.to_le_bytes());
         }
     }

@@ -65,7 +65,7 @@ const DATA: SealFlags = CONTROL.union(SealFlags::FUTURE_WRITE);
 fn what_the_daemon_writes_the_client_reads() {
     let (producer, consumer, _fds) = ring();
     let mut filling = claim(&producer);
-    filling.set_ids(&[11, 12, 13]);
+    filling.set_ids([11, 12, 13].into_iter());
     filling.bytes_mut()[200..203].copy_from_slice(b"abc");
     let header =
         BatchHeader { seq: 5, epoch: 1, batch: 2, rows: 3, consumed_before: 8, ..BatchHeader::default() };

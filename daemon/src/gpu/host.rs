@@ -163,13 +163,16 @@ impl Gpus {
 /// A simulated device, the first one with the fault that a test may have ordered: `launch=20` or `allocations=2`.
 fn simulated_device(ordinal: u32) -> Arc<dyn Device> {
     let device = SimDevice::new(SimOptions { ordinal, ..SimOptions::default() });
-    let ordered = std::env::var("ROBOCACHE_SIMULATE_FAULT").unwrap_or_default();
-    if let (0, Some((fault, number))) = (ordinal, ordered.split_once('=')) {
-        match (fault, number.parse()) {
-            ("launch", Ok(after)) => device.inject(Fault::Launch(after)),
-            ("allocations", Ok(count)) => device.inject(Fault::Allocations(count)),
-            ("pins", Ok(count)) => device.inject(Fault::Pins(count)),
-            _ => tracing::error!(ordered, "no fault of a simulated device"),
+    if let (0, Some(ordered)) = (ordinal, std::env::var_os("ROBOCACHE_SIMULATE_FAULT")) {
+        let ordered = ordered.to_string_lossy();
+        match ordered.split_once('=').map(|(fault, number)| (fault, number.parse())) {
+            Some(("launch", Ok(after))) => device.inject(Fault::Launch(after)),
+            Some(("allocations", Ok(count))) => device.inject(Fault::Allocations(count)),
+            Some(("pins", Ok(count))) => device.inject(Fault::Pins(count)),
+            _ => tracing::error!(
+                found = %ordered,
+                "ROBOCACHE_SIMULATE_FAULT must be launch=N, allocations=N or pins=N; no fault was ordered"
+            ),
         }
     }
     device

@@ -182,8 +182,7 @@ impl Worker {
         }
         // What lies on the host is filled here and now: text codes.
         assemble(&loader.plan, loader.dataset.dataset(), &job.samples, job.filling.bytes_mut());
-        let ids: Vec<u64> = job.samples.iter().map(|sample| sample.anchor).collect();
-        job.filling.set_ids(&ids);
+        job.filling.set_ids(job.samples.iter().map(|sample| sample.anchor));
         Ok(Sources { held, of_sample, views })
     }
 
