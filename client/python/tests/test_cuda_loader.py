@@ -501,8 +501,9 @@ def test_forked_workers_are_refused_and_spawned_ones_deliver_every_sample(g1: st
 def test_a_killed_daemon_is_told_what_it_published_stays_and_the_next_one_goes_on(
     g1: str, daemon: Daemon, own_daemon: Daemon
 ) -> None:
-    wanted = indices(g1, daemon, 60)
     loader = loader_of(g1, own_daemon)
+    count = 40 + loader.stats()["loaders"][0]["slots"]["total"]
+    wanted = indices(g1, daemon, count)
     batches = iter(loader)
     read = [next(batches)["index"].cpu() for _ in range(20)]
     held = next(batches)
@@ -517,7 +518,7 @@ def test_a_killed_daemon_is_told_what_it_published_stays_and_the_next_one_goes_o
     assert torch.equal(held["index"].cpu(), wanted[20])
     following = loader_of(g1, daemon)
     following.load_state_dict(state)
-    read.extend(batch["index"].clone() for batch, _ in zip(following, range(60 - len(read)), strict=False))
+    read.extend(batch["index"].clone() for batch, _ in zip(following, range(count - len(read)), strict=False))
     for n, (found, index) in enumerate(zip(read, wanted, strict=True)):
         assert torch.equal(found.cpu(), index), n
     del held
