@@ -214,9 +214,10 @@ impl Ring for SimRing {
     }
 }
 
-/// Copies of this many bytes within the device, so often, are work that takes long: some tenths of a second.
+/// Copies of this many bytes within the device, so often, are work: some milliseconds. A gate behind them keeps it
+/// from ending by itself, however slow the test before it is.
 const WORK_BYTES: usize = 512 << 20;
-const WORK_TIMES: usize = 900;
+const WORK_TIMES: usize = 20;
 
 struct CudaRing {
     context: Arc<CudaContext>,
@@ -226,6 +227,9 @@ struct CudaRing {
     done: Vec<sys::CUevent>,
     stream: sys::CUstream,
     scratch: sys::CUdeviceptr,
+    /// A word of the device's that counts ends, and how many there were.
+    gate: sys::CUdeviceptr,
+    ends: u32,
 }
 
 fn chars(handle: IpcHandle) -> [std::ffi::c_char; 64] {
@@ -263,7 +267,12 @@ impl CudaRing {
         let stream = result::stream::create(StreamKind::NonBlocking).unwrap();
         // SAFETY: nothing is made of what the memory holds.
         let scratch = unsafe { result::malloc_sync(2 * WORK_BYTES) }.unwrap();
-        (Box::new(Self { context, told, base, ready, done, stream, scratch }), handles)
+        // SAFETY: it is written next.
+        let gate = unsafe { result::malloc_sync(4) }.unwrap();
+        let ends = 0;
+        // SAFETY: the word was just allocated.
+        unsafe { sys::cuMemsetD32_v2(gate, ends, 1) }.result().unwrap();
+        (Box::new(Self { context, told, base, ready, done, stream, scratch, gate, ends }), handles)
     }
 }
 
@@ -287,17 +296,25 @@ impl Ring for CudaRing {
             // SAFETY: both halves are of the scratch memory.
             unsafe { result::memcpy_dtod_async(to, self.scratch, WORK_BYTES, self.stream) }.unwrap();
         }
+        let until = sys::CUstreamWaitValue_flags::CU_STREAM_WAIT_VALUE_GEQ as u32;
+        // SAFETY: stream and gate are open.
+        unsafe { sys::cuStreamWaitValue32_v2(self.stream, self.gate, self.ends + 1, until) }.result().unwrap();
         // SAFETY: stream and event are open.
         unsafe { result::event::record(self.done[slot], self.stream) }.unwrap();
     }
 
-    /// It ends by itself.
-    fn end(&mut self) {}
+    fn end(&mut self) {
+        self.ends += 1;
+        // SAFETY: the gate is open; this stream is another than the one that waits, and non-blocking ones do not
+        // wait for it.
+        unsafe { sys::cuMemsetD32_v2(self.gate, self.ends, 1) }.result().unwrap();
+    }
 }
 
 impl Drop for CudaRing {
     fn drop(&mut self) {
         self.context.bind_to_thread().unwrap();
+        self.end();
         // SAFETY: the stream is open.
         unsafe { result::stream::synchronize(self.stream) }.unwrap();
         for event in self.ready.drain(..).chain(self.done.drain(..)) {
@@ -306,8 +323,10 @@ impl Drop for CudaRing {
         }
         // SAFETY: `open` opened it.
         unsafe { sys::cuIpcCloseMemHandle(self.base) }.result().unwrap();
-        // SAFETY: `open` allocated it.
-        unsafe { result::free_sync(self.scratch) }.unwrap();
+        for memory in [self.scratch, self.gate] {
+            // SAFETY: `open` allocated it; the stream that uses it is done.
+            unsafe { result::free_sync(memory) }.unwrap();
+        }
         // SAFETY: `open` made it; its work is done.
         unsafe { result::stream::destroy(self.stream) }.unwrap();
     }
