@@ -32,7 +32,7 @@ struct Field {
     unsigned char to;
     unsigned char interp;
     unsigned char by_rows;
-    unsigned pad;
+    unsigned per_tiles;        // 2^32 / tiles, at most 2^32 - 1
 };
 
 struct Source {
@@ -50,7 +50,6 @@ struct Anchor {
 };
 
 constexpr unsigned MAX_TILE = 128;
-constexpr unsigned THREADS = 256;
 constexpr unsigned PIVOTS = THREADS;
 constexpr unsigned long long SNAP_NS = 1000;
 
@@ -71,13 +70,19 @@ static __device__ __forceinline__ long long uniform_since(const Source& source, 
     return (row * source.num + source.den / 2) / source.den;
 }
 
+struct Found {
+    double weight;
+    unsigned row;
+    bool pad;
+};
+
 // The rule for one target. `pivots[p]` is stamp p * stride.
-static __device__ __forceinline__ Pick find(
+static __device__ __forceinline__ Found find(
     const Field& field, const Source& source, long long first, long long last, long long t, const long long* pivots,
     unsigned stride) {
     const unsigned n = (unsigned)source.rows;
-    if (t <= first) return Pick{0.0, 0, distance(first, t) > SNAP_NS};
-    if (t >= last) return Pick{0.0, n - 1, distance(t, last) > SNAP_NS};
+    if (t <= first) return Found{0.0, 0, distance(first, t) > SNAP_NS};
+    if (t >= last) return Found{0.0, n - 1, distance(t, last) > SNAP_NS};
     unsigned row;
     long long before, after;
     if (source.stamps) {
@@ -113,12 +118,12 @@ static __device__ __forceinline__ Pick find(
     }
     const unsigned long long since = distance(t, before), until = distance(after, t);
     const unsigned nearer = since <= until ? row : row + 1;
-    if (min(since, until) <= SNAP_NS) return Pick{0.0, nearer, 0};
+    if (min(since, until) <= SNAP_NS) return Found{0.0, nearer, false};
     const unsigned long long gap = distance(after, before);
-    if (gap > field.max_gap_ns) return Pick{0.0, row, 1};
-    if (field.interp == PREVIOUS) return Pick{0.0, row, 0};
-    if (field.interp == NEAREST) return Pick{0.0, nearer, 0};
-    return Pick{__ull2double_rn(since) / __ull2double_rn(gap), row, 0};
+    if (gap > field.max_gap_ns) return Found{0.0, row, true};
+    if (field.interp == PREVIOUS) return Found{0.0, row, false};
+    if (field.interp == NEAREST) return Found{0.0, nearer, false};
+    return Found{__ull2double_rn(since) / __ull2double_rn(gap), row, false};
 }
 
 template <class Word>
@@ -127,7 +132,7 @@ static __device__ __forceinline__ void copy_rows(
     unsigned n) {
     constexpr int TURNS = 2;
     const unsigned words = (unsigned)(row_bytes / sizeof(Word));
-    Cursor cursor(words);
+    Cursor cursor(words, THREADS / words);
     for (unsigned item = threadIdx.x; item < n * words; item += TURNS * THREADS) {
         Word word[TURNS];
 #pragma unroll
@@ -164,9 +169,9 @@ static __device__ void blend_any(
     ToRaw* to = reinterpret_cast<ToRaw*>(out);
     const FromRaw* from = reinterpret_cast<const FromRaw*>(data);
     if (dim % N == 0 && aligned(out, 16) && aligned(data, asked)) {
-        blend<From, To, N>(to, dim, from, dim, picks, n);
+        blend<From, To, N>(to, dim, from, dim, picks, n, THREADS / (dim / N));
     } else {
-        blend<From, To, 1>(to, dim, from, dim, picks, n);
+        blend<From, To, 1>(to, dim, from, dim, picks, n, THREADS / dim);
     }
 }
 
@@ -235,11 +240,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4) assemble(
     const Anchor* __restrict__ anchors, unsigned batch) {
     __shared__ Pick picks[MAX_TILE];
     __shared__ long long pivots[PIVOTS];
+    let_next_be_placed();
+    await_previous(fields, sources);
     unsigned index = 0;
     while (index + 1 < n_fields && fields[index + 1].first_block <= blockIdx.x) ++index;
     const Field field = fields[index];
     const unsigned block = blockIdx.x - field.first_block;
-    const unsigned sample = block / field.tiles;
+    const unsigned sample = quotient(block, field.tiles, field.per_tiles);
     const unsigned step0 = (block - sample * field.tiles) * field.rows_per_tile;
     const unsigned n = min(field.rows_per_tile, field.steps - step0);
     const Source source = sources[(size_t)index * batch + sample];
@@ -262,16 +269,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4) assemble(
     const size_t target0 = (size_t)sample * field.steps + step0;
     if (threadIdx.x < n) {
         const long long offset = __ldg(field.offsets + step0 + threadIdx.x);
-        Pick pick;
+        Found found;
         if (field.by_rows) {
             const long long wanted = saturating_add(anchor.row, offset);
             const long long row = max(0LL, min(wanted, source.rows - 1));
-            pick = Pick{0.0, (unsigned)row, row != wanted};
+            found = Found{0.0, (unsigned)row, row != wanted};
         } else {
-            pick = find(field, source, first, last, saturating_add(anchor.t_ns, offset), pivots, stride);
+            found = find(field, source, first, last, saturating_add(anchor.t_ns, offset), pivots, stride);
         }
-        picks[threadIdx.x] = pick;
-        if (field.mask) field.mask[target0 + threadIdx.x] = (unsigned char)pick.pad;
+        picks[threadIdx.x] = pick_of(found.weight, found.row);
+        if (field.mask) field.mask[target0 + threadIdx.x] = found.pad;
     }
     __syncthreads();
 

@@ -1,14 +1,16 @@
-// The four floating element types on the GPU: src/float.rs says what is right.
+// The four floating element types on the GPU (src/float.rs says what is right), and how rows of them are blended.
 //
 // Raw is how an element lies in memory, Wide is what its arithmetic is done in. Widening is exact, narrowing
 // rounds once, to nearest even, a NaN stays a NaN (its payload may change). No header of CUDA's is needed, so
-// that NVRTC alone compiles every kernel.
+// that NVRTC alone compiles every kernel. What is loaded stays in whole words until it is widened: halves of a
+// register cost an instruction each to take apart, and another to put together.
 #pragma once
+
+constexpr unsigned THREADS = 256;
 
 struct F16 {
     typedef unsigned short Raw;
     typedef float Wide;
-    static constexpr bool PAIRS = true;
     static __device__ __forceinline__ unsigned narrow_pair(float low, float high) {
         unsigned raw;
         asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(raw) : "f"(high), "f"(low));
@@ -19,6 +21,8 @@ struct F16 {
         asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(raw));
         return value;
     }
+    static __device__ __forceinline__ float wide_low(unsigned word) { return wide((Raw)word); }
+    static __device__ __forceinline__ float wide_high(unsigned word) { return wide((Raw)(word >> 16)); }
     static __device__ __forceinline__ Raw narrow(float value) {
         Raw raw;
         asm("cvt.rn.f16.f32 %0, %1;" : "=h"(raw) : "f"(value));
@@ -34,13 +38,14 @@ struct F16 {
 struct Bf16 {
     typedef unsigned short Raw;
     typedef float Wide;
-    static constexpr bool PAIRS = true;
     static __device__ __forceinline__ unsigned narrow_pair(float low, float high) {
         unsigned raw;
         asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(raw) : "f"(high), "f"(low));
         return raw;
     }
     static __device__ __forceinline__ float wide(Raw raw) { return __uint_as_float((unsigned)raw << 16); }
+    static __device__ __forceinline__ float wide_low(unsigned word) { return __uint_as_float(word << 16); }
+    static __device__ __forceinline__ float wide_high(unsigned word) { return __uint_as_float(word & 0xffff0000u); }
     static __device__ __forceinline__ Raw narrow(float value) {
         Raw raw;
         asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(raw) : "f"(value));
@@ -59,7 +64,6 @@ struct Bf16 {
 struct F32 {
     typedef float Raw;
     typedef float Wide;
-    static constexpr bool PAIRS = false;
     static __device__ __forceinline__ float wide(Raw raw) { return raw; }
     static __device__ __forceinline__ Raw narrow(float value) { return value; }
     static __device__ __forceinline__ Raw narrow(double value) { return __double2float_rn(value); }
@@ -68,7 +72,6 @@ struct F32 {
 struct F64 {
     typedef double Raw;
     typedef double Wide;
-    static constexpr bool PAIRS = false;
     static __device__ __forceinline__ double wide(Raw raw) { return raw; }
     static __device__ __forceinline__ Raw narrow(float value) { return (double)value; }
     static __device__ __forceinline__ Raw narrow(double value) { return value; }
@@ -87,105 +90,120 @@ struct Same<A, A> { static constexpr bool yes = true; };
 struct __align__(16) Pick {
     double weight;
     unsigned row;
-    unsigned pad;
+    float line;  // the weight as a float, which may be 0 where it is not; -1 where it is 0
+
+    __device__ __forceinline__ bool exact() const { return line < 0.0f; }
 };
 
-// N elements in as few accesses as their bytes allow; `at` is aligned to min(16, N * sizeof(Raw)) bytes.
-template <class Raw, int N>
-static __device__ __forceinline__ void load(Raw (&values)[N], const Raw* __restrict__ at) {
-    constexpr int bytes = N * sizeof(Raw);
-    if constexpr (N == 1) {
-        values[0] = __ldg(at);
-    } else if constexpr (bytes % 16 == 0) {
-        union { uint4 words[bytes / 16]; Raw values[N]; } pack;
-#pragma unroll
-        for (int i = 0; i < bytes / 16; ++i) pack.words[i] = __ldg(reinterpret_cast<const uint4*>(at) + i);
-#pragma unroll
-        for (int i = 0; i < N; ++i) values[i] = pack.values[i];
-    } else if constexpr (bytes == 8) {
-        union { uint2 word; Raw values[N]; } pack;
-        pack.word = __ldg(reinterpret_cast<const uint2*>(at));
-#pragma unroll
-        for (int i = 0; i < N; ++i) values[i] = pack.values[i];
-    } else {
-        static_assert(bytes == 4, "a load of 4, 8 or a multiple of 16 bytes");
-        union { unsigned word; Raw values[N]; } pack;
-        pack.word = __ldg(reinterpret_cast<const unsigned*>(at));
-#pragma unroll
-        for (int i = 0; i < N; ++i) values[i] = pack.values[i];
-    }
+static __device__ __forceinline__ Pick pick_of(double weight, unsigned row) {
+    return Pick{weight, row, weight == 0.0 ? -1.0f : (float)weight};
 }
 
-template <class Raw, int N>
-static __device__ __forceinline__ void store(Raw* __restrict__ at, const Raw (&values)[N]) {
-    constexpr int bytes = N * sizeof(Raw);
-    if constexpr (N == 1) {
-        *at = values[0];
-    } else if constexpr (bytes % 16 == 0) {
-        union { uint4 words[bytes / 16]; Raw values[N]; } pack;
-#pragma unroll
-        for (int i = 0; i < N; ++i) pack.values[i] = values[i];
-#pragma unroll
-        for (int i = 0; i < bytes / 16; ++i) reinterpret_cast<uint4*>(at)[i] = pack.words[i];
-    } else if constexpr (bytes == 8) {
-        union { uint2 word; Raw values[N]; } pack;
-#pragma unroll
-        for (int i = 0; i < N; ++i) pack.values[i] = values[i];
-        *reinterpret_cast<uint2*>(at) = pack.word;
-    } else {
-        static_assert(bytes == 4, "a store of 4, 8 or a multiple of 16 bytes");
-        union { unsigned word; Raw values[N]; } pack;
-#pragma unroll
-        for (int i = 0; i < N; ++i) pack.values[i] = values[i];
-        *reinterpret_cast<unsigned*>(at) = pack.word;
-    }
+template <class Wide>
+static __device__ __forceinline__ Wide weight_of_pick(const Pick& pick) {
+    if constexpr (Same<Wide, double>::yes) return pick.weight;
+    else return pick.line;
 }
 
-// N values, each rounded once; two at a time where the GPU has an instruction for that.
-template <class To, int N, class Wide>
-static __device__ __forceinline__ void narrow_all(typename To::Raw (&made)[N], const Wide (&values)[N]) {
-    if constexpr (To::PAIRS && N % 2 == 0 && Same<Wide, float>::yes) {
-        union { unsigned words[N / 2]; typename To::Raw values[N]; } pack;
-#pragma unroll
-        for (int i = 0; i < N / 2; ++i) pack.words[i] = To::narrow_pair(values[2 * i], values[2 * i + 1]);
-#pragma unroll
-        for (int i = 0; i < N; ++i) made[i] = pack.values[i];
-    } else {
-#pragma unroll
-        for (int i = 0; i < N; ++i) made[i] = To::narrow(values[i]);
-    }
-}
+// N elements of a row, in words as they lie in memory; a lone one of 2 bytes is the low half of its word.
+template <class Element, int N>
+struct Pack {
+    typedef typename Element::Raw Raw;
+    typedef typename Element::Wide Wide;
+    static constexpr int BYTES = N * sizeof(Raw);
+    static constexpr int WORDS = (BYTES + 3) / 4;
+    static_assert(BYTES % 16 == 0 || BYTES == 8 || BYTES == 4 || N == 1, "one access, or several of 16 bytes");
+    unsigned words[WORDS];
 
-// `made` becomes `kept` if `exact`: by words, since halves of a register cost more to choose than the whole.
-template <class Raw, int N>
-static __device__ __forceinline__ void keep(Raw (&made)[N], const Raw (&kept)[N], bool exact) {
-    if constexpr (N * sizeof(Raw) % 4 == 0) {
-        constexpr int WORDS = N * sizeof(Raw) / 4;
-        union { unsigned words[WORDS]; Raw values[N]; } from, to;
+    // `at` is aligned to min(16, BYTES).
+    __device__ __forceinline__ void load(const Raw* __restrict__ at) {
+        if constexpr (BYTES == 2) {
+            words[0] = __ldg(reinterpret_cast<const unsigned short*>(at));
+        } else if constexpr (BYTES == 4) {
+            words[0] = __ldg(reinterpret_cast<const unsigned*>(at));
+        } else if constexpr (BYTES == 8) {
+            const uint2 two = __ldg(reinterpret_cast<const uint2*>(at));
+            words[0] = two.x, words[1] = two.y;
+        } else {
 #pragma unroll
-        for (int i = 0; i < N; ++i) {
-            from.values[i] = kept[i];
-            to.values[i] = made[i];
+            for (int i = 0; i < WORDS / 4; ++i) {
+                const uint4 four = __ldg(reinterpret_cast<const uint4*>(at) + i);
+                words[4 * i] = four.x, words[4 * i + 1] = four.y, words[4 * i + 2] = four.z, words[4 * i + 3] = four.w;
+            }
         }
-#pragma unroll
-        for (int i = 0; i < WORDS; ++i) to.words[i] = exact ? from.words[i] : to.words[i];
-#pragma unroll
-        for (int i = 0; i < N; ++i) made[i] = to.values[i];
-    } else {
-#pragma unroll
-        for (int i = 0; i < N; ++i) made[i] = exact ? kept[i] : made[i];
     }
+
+    __device__ __forceinline__ void store(Raw* __restrict__ at) const {
+        if constexpr (BYTES == 2) {
+            *reinterpret_cast<unsigned short*>(at) = (unsigned short)words[0];
+        } else if constexpr (BYTES == 4) {
+            *reinterpret_cast<unsigned*>(at) = words[0];
+        } else if constexpr (BYTES == 8) {
+            *reinterpret_cast<uint2*>(at) = uint2{words[0], words[1]};
+        } else {
+#pragma unroll
+            for (int i = 0; i < WORDS / 4; ++i) {
+                reinterpret_cast<uint4*>(at)[i] =
+                    uint4{words[4 * i], words[4 * i + 1], words[4 * i + 2], words[4 * i + 3]};
+            }
+        }
+    }
+
+    __device__ __forceinline__ Wide wide(int i) const {
+        if constexpr (sizeof(Raw) == 8) return __hiloint2double((int)words[2 * i + 1], (int)words[2 * i]);
+        else if constexpr (sizeof(Raw) == 4) return __uint_as_float(words[i]);
+        else return i % 2 == 0 ? Element::wide_low(words[i / 2]) : Element::wide_high(words[i / 2]);
+    }
+
+    // Each rounded once; two at a time where the GPU has an instruction for that.
+    template <class From>
+    __device__ __forceinline__ void narrow(const From (&values)[N]) {
+        if constexpr (N == 1 && sizeof(Raw) == 2) {
+            words[0] = Element::narrow(values[0]);
+        } else if constexpr (sizeof(Raw) == 2) {
+#pragma unroll
+            for (int i = 0; i < WORDS; ++i) {
+                const From low = values[2 * i], high = values[2 * i + 1];
+                if constexpr (Same<From, float>::yes) words[i] = Element::narrow_pair(low, high);
+                else words[i] = Element::narrow(low) | (unsigned)Element::narrow(high) << 16;
+            }
+        } else if constexpr (sizeof(Raw) == 4) {
+#pragma unroll
+            for (int i = 0; i < N; ++i) words[i] = __float_as_uint(Element::narrow(values[i]));
+        } else {
+#pragma unroll
+            for (int i = 0; i < N; ++i) {
+                const double value = Element::narrow(values[i]);
+                words[2 * i] = (unsigned)__double2loint(value);
+                words[2 * i + 1] = (unsigned)__double2hiint(value);
+            }
+        }
+    }
+};
+
+// x / d for x below 256 and any d but 0: x + 0.5 over d is further from a whole number than the reciprocal is wrong.
+static __device__ __forceinline__ unsigned small_quotient(unsigned x, unsigned d) {
+    float per_d;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(per_d) : "f"((float)d));
+    return (unsigned)(((float)x + 0.5f) * per_d);
+}
+
+// x / d, given 2^32 / d rounded down (at most 2^32 - 1) by the host: what a multiplication finds is at most 1 short.
+static __device__ __forceinline__ unsigned quotient(unsigned x, unsigned d, unsigned per_d) {
+    const unsigned short_of = __umulhi(x, per_d);
+    return short_of + (x - short_of * d >= d);
 }
 
 // Where a thread is among a tile's items: `step` counts rows, `pack` accesses within one. A turn is one addition and
 // one carry, where dividing the item's number would cost more than moving it.
 struct Cursor {
     unsigned step, pack, packs, steps_a_turn, packs_a_turn;
-    __device__ __forceinline__ explicit Cursor(unsigned packs_of_row) : packs(packs_of_row) {
-        step = threadIdx.x / packs;
+    // rows_a_turn is THREADS / packs_of_row.
+    __device__ __forceinline__ Cursor(unsigned packs_of_row, unsigned rows_a_turn)
+        : packs(packs_of_row), steps_a_turn(rows_a_turn) {
+        step = small_quotient(threadIdx.x, packs);
         pack = threadIdx.x - step * packs;
-        steps_a_turn = blockDim.x / packs;
-        packs_a_turn = blockDim.x - steps_a_turn * packs;
+        packs_a_turn = THREADS - steps_a_turn * packs;
     }
     __device__ __forceinline__ void turn() {
         step += steps_a_turn;
@@ -205,13 +223,13 @@ struct Cursor {
 template <class From, class To, int N>
 static __device__ __forceinline__ void blend(
     typename To::Raw* __restrict__ out, size_t stride, const typename From::Raw* __restrict__ src, unsigned dim,
-    const Pick* picks, unsigned n) {
+    const Pick* picks, unsigned n, unsigned rows_a_turn) {
     typedef typename From::Wide Wide;
     // Wide sources have loads enough in one turn, and would take registers that keep a block from the chip.
     constexpr int TURNS = N * sizeof(typename From::Raw) <= 16 ? 2 : 1;
-    Cursor cursor(dim / N);
+    Cursor cursor(dim / N, rows_a_turn);
     while (cursor.step < n) {
-        typename From::Raw a[TURNS][N], b[TURNS][N];
+        Pack<From, N> a[TURNS], b[TURNS];
         Wide weight[TURNS];
         bool exact[TURNS];
         unsigned step[TURNS], element[TURNS];
@@ -222,11 +240,10 @@ static __device__ __forceinline__ void blend(
             if (step[turn] < n) {
                 const Pick pick = picks[step[turn]];
                 const typename From::Raw* at = src + (size_t)pick.row * dim + element[turn];
-                // A weight too small for Wide is 0 there, and still no row taken exactly.
-                weight[turn] = (Wide)pick.weight;
-                exact[turn] = pick.weight == 0.0;
-                load(a[turn], at);
-                load(b[turn], at + (exact[turn] ? 0 : dim));
+                weight[turn] = weight_of_pick<Wide>(pick);
+                exact[turn] = pick.exact();
+                a[turn].load(at);
+                b[turn].load(at + (exact[turn] ? 0 : dim));
             }
             cursor.turn();
         }
@@ -234,19 +251,39 @@ static __device__ __forceinline__ void blend(
         for (int turn = 0; turn < TURNS; ++turn) {
             if (step[turn] < n) {
                 Wide line[N];
-                typename To::Raw made[N];
+                Pack<To, N> made;
 #pragma unroll
                 for (int i = 0; i < N; ++i) {
-                    const Wide before = From::wide(a[turn][i]);
-                    line[i] = lerp(before, From::wide(b[turn][i]), weight[turn]);
+                    const Wide before = a[turn].wide(i);
+                    line[i] = lerp(before, b[turn].wide(i), weight[turn]);
                     if constexpr (!Same<From, To>::yes) line[i] = exact[turn] ? before : line[i];
                 }
-                narrow_all<To>(made, line);
-                if constexpr (Same<From, To>::yes) keep(made, a[turn], exact[turn]);
-                store(out + step[turn] * stride + element[turn], made);
+                made.narrow(line);
+                if constexpr (Same<From, To>::yes) {
+#pragma unroll
+                    for (int i = 0; i < made.WORDS; ++i) made.words[i] = exact[turn] ? a[turn].words[i] : made.words[i];
+                }
+                made.store(out + step[turn] * stride + element[turn]);
             }
         }
     }
+}
+
+// Where the launch asks for it (launch.rs), a grid is placed on the chip while the one before it in the stream still
+// runs. Called at once by every thread: from then on the next such grid may be placed.
+static __device__ __forceinline__ void let_next_be_placed() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// Called by every thread before it touches memory: the grid before has ended, and what it wrote is seen. The
+// addresses of what is read first pass through, so that no load is moved before this.
+template <class A, class B>
+static __device__ __forceinline__ void await_previous(A& a, B& b) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" : "+l"(a), "+l"(b)::"memory");
+#endif
 }
 
 static __device__ __forceinline__ bool aligned(const void* at, size_t bytes) { return ((size_t)at & (bytes - 1)) == 0; }

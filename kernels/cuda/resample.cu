@@ -23,8 +23,9 @@ struct Stream {
     unsigned tiles;
     unsigned first_block;
     unsigned column;
-    unsigned pack;  // elements of an access that pointers, dims and columns allow: 16 or 8 bytes' worth, or 1
-    unsigned unused;
+    unsigned short pack;         // elements of an access that pointers, dims and columns allow: 16 or 8 bytes' worth, or 1
+    unsigned short rows_a_turn;  // THREADS / (dim / pack)
+    unsigned per_tiles;  // 2^32 / tiles, at most 2^32 - 1
 };
 
 template <unsigned MAX>
@@ -39,7 +40,6 @@ struct Plan {
 };
 
 constexpr unsigned MAX_TILE = 128;
-constexpr unsigned THREADS = 256;
 
 static __device__ __forceinline__ double weight_of(float t, float before, float after) {
     return ((double)t - (double)before) / ((double)after - (double)before);
@@ -55,32 +55,39 @@ static __device__ __forceinline__ bool is_nan(float t) { return t != t; }
 static __device__ __forceinline__ bool is_nan(double t) { return t != t; }
 static __device__ __forceinline__ bool is_nan(long long) { return false; }
 
+// How many of the first `high` entries are at or before t, given that the first `low` are. The ends of eight equal
+// parts are looked at together: a third of the waits of halving.
+template <class Time, class At>
+static __device__ __forceinline__ unsigned count_until(unsigned low, unsigned high, Time t, At at) {
+    while (low < high) {
+        const unsigned part = (high - low + 7) / 8;
+        unsigned until = 0;
+#pragma unroll
+        for (unsigned k = 1; k <= 8; ++k) {
+            const unsigned end = low + k * part - 1;
+            if (end < high) until += at(end) <= t;
+        }
+        low += until * part;
+        high = min(high, low + part - 1);
+    }
+    return low;
+}
+
 // pivots[p] is times[p * stride]; those past the end were left out: there are `n_pivots`.
 template <class Time>
 static __device__ __forceinline__ Pick find(
     const Time* __restrict__ times, unsigned rows, Time t, const Time* pivots, unsigned n_pivots, unsigned stride) {
-    if (is_nan(t)) return Pick{__longlong_as_double(0x7ff8000000000000LL), 0, 0};
-    // The number of pivots at or before t, then of times.
-    unsigned low = 0, high = n_pivots;
-    while (low < high) {
-        const unsigned middle = (low + high) / 2;
-        if (pivots[middle] <= t) low = middle + 1; else high = middle;
-    }
-    if (low == 0) return Pick{0.0, 0, 0};
+    if (is_nan(t)) return Pick{__longlong_as_double(0x7ff8000000000000LL), 0, 0.0f};
+    const unsigned passed = count_until(0, n_pivots, t, [&](unsigned at) { return pivots[at]; });
+    if (passed == 0) return pick_of(0.0, 0);
     if (stride == 1) {
-        if (low == rows) return Pick{0.0, low - 1, 0};
-        return Pick{weight_of(t, pivots[low - 1], pivots[low]), low - 1, 0};
+        if (passed == rows) return pick_of(0.0, passed - 1);
+        return pick_of(weight_of(t, pivots[passed - 1], pivots[passed]), passed - 1);
     }
-    const unsigned block = (low - 1) * stride;
-    low = block + 1;
-    high = min(block + stride, rows);
-    while (low < high) {
-        const unsigned middle = (low + high) / 2;
-        if (__ldg(times + middle) <= t) low = middle + 1; else high = middle;
-    }
-    const unsigned row = low - 1;
-    if (low == rows) return Pick{0.0, row, 0};
-    return Pick{weight_of(t, __ldg(times + row), __ldg(times + low)), row, 0};
+    const unsigned first = (passed - 1) * stride + 1, end = min(first + stride - 1, rows);
+    const unsigned after = count_until(first, end, t, [&](unsigned at) { return __ldg(times + at); });
+    if (after == rows) return pick_of(0.0, after - 1);
+    return pick_of(weight_of(t, __ldg(times + after - 1), __ldg(times + after)), after - 1);
 }
 
 // A NaN target makes every element NaN, also of a stream of one row, which has no second one to blend with.
@@ -103,23 +110,34 @@ static __device__ __forceinline__ void resample(const Plan<MAX>& plan) {
     __shared__ Pick picks[MAX_TILE];
     __shared__ Time pivots[PIVOTS];
     __shared__ unsigned any_nan;
+    let_next_be_placed();
     unsigned index = 0;
     while (index + 1 < plan.n_streams && plan.streams[index + 1].first_block <= blockIdx.x) ++index;
     const Stream stream = plan.streams[index];
     const unsigned block = blockIdx.x - stream.first_block;
-    const unsigned batch = block / stream.tiles;
+    const unsigned batch = quotient(block, stream.tiles, stream.per_tiles);
     const unsigned step0 = (block - batch * stream.tiles) * stream.rows_per_tile;
     const unsigned n = min(stream.rows_per_tile, plan.steps - step0);
 
     const Time* times = static_cast<const Time*>(stream.times) + (size_t)batch * stream.rows;
     const size_t target0 = (size_t)batch * plan.steps + step0;
+    const Time* targets = static_cast<const Time*>(plan.targets) + target0;
+    await_previous(times, targets);
     Time t = 0;
-    if (threadIdx.x < n) t = __ldg(static_cast<const Time*>(plan.targets) + target0 + threadIdx.x);
+    if (threadIdx.x < n) t = __ldg(targets + threadIdx.x);
     if (threadIdx.x == 0) any_nan = 0;
     const unsigned stride = (stream.rows + PIVOTS - 1) / PIVOTS;
     const unsigned n_pivots = (stream.rows + stride - 1) / stride;
-    for (unsigned pivot = threadIdx.x; pivot < n_pivots; pivot += THREADS) {
-        pivots[pivot] = __ldg(times + (size_t)pivot * stride);
+    Time found[PIVOTS / THREADS];
+#pragma unroll
+    for (unsigned k = 0; k < PIVOTS / THREADS; ++k) {
+        const unsigned pivot = threadIdx.x + k * THREADS;
+        if (pivot < n_pivots) found[k] = __ldg(times + (size_t)pivot * stride);
+    }
+#pragma unroll
+    for (unsigned k = 0; k < PIVOTS / THREADS; ++k) {
+        const unsigned pivot = threadIdx.x + k * THREADS;
+        if (pivot < n_pivots) pivots[pivot] = found[k];
     }
     __syncthreads();
     if (threadIdx.x < n) {
@@ -140,16 +158,16 @@ static __device__ __forceinline__ void resample(const Plan<MAX>& plan) {
         // The others one by one, so that no NaN pick is read as a pair of rows.
         for (unsigned step = 0; step < n; ++step) {
             if (picks[step].weight == picks[step].weight) {
-                blend<Element, Element, 1>(out + step * (size_t)plan.width, plan.width, src, stream.dim, picks + step, 1);
+                blend<Element, Element, 1>(out + step * (size_t)plan.width, plan.width, src, stream.dim, picks + step, 1, THREADS / stream.dim);
             }
         }
         return;
     }
     constexpr unsigned FULL = 16 / sizeof(Raw);
     constexpr unsigned HALF = 8 / sizeof(Raw);
-    if (stream.pack == FULL) blend<Element, Element, FULL>(out, plan.width, src, stream.dim, picks, n);
-    else if (HALF > 1 && stream.pack == HALF) blend<Element, Element, HALF>(out, plan.width, src, stream.dim, picks, n);
-    else blend<Element, Element, 1>(out, plan.width, src, stream.dim, picks, n);
+    if (stream.pack == FULL) blend<Element, Element, FULL>(out, plan.width, src, stream.dim, picks, n, stream.rows_a_turn);
+    else if (HALF > 1 && stream.pack == HALF) blend<Element, Element, HALF>(out, plan.width, src, stream.dim, picks, n, stream.rows_a_turn);
+    else blend<Element, Element, 1>(out, plan.width, src, stream.dim, picks, n, stream.rows_a_turn);
 }
 
 // Elements of 2 bytes: at least 6 blocks a multiprocessor, so at most 40 registers, though some path spills a word.

@@ -68,18 +68,24 @@ const MAX_TILE: usize = 128;
 /// 16-byte accesses of a thread that a tile is cut for. More spread a block's search over more work, fewer fill
 /// the chip with a small batch.
 const PACKS_PER_THREAD: usize = 4;
-/// Blocks that fill a large chip: tiles are not cut larger than leaves this many, nor much smaller, since each block
-/// reads and searches the times anew.
-const ENOUGH_BLOCKS: usize = 500;
+/// Blocks of a multiprocessor, by registers: `assemble`, `resample` of elements of 2 bytes, of larger ones.
+const PLACES: [usize; 3] = [4, 6, 4];
 
-/// Targets of a tile, for `rows` of `row_bytes` in all.
-fn tile(steps: usize, samples: usize, row_bytes: usize) -> usize {
+/// Targets of a tile, for rows of `row_bytes` and a chip with so many `places` for blocks. All blocks of a small batch
+/// have a place at once, since a second round would take as long as the first; each block reads and searches the times
+/// anew, so there are no more than that needs.
+fn tile(steps: usize, samples: usize, row_bytes: usize, places: usize) -> usize {
     let packs = row_bytes.div_ceil(16);
     let by_work = (PACKS_PER_THREAD * THREADS as usize / packs).clamp(1, MAX_TILE);
     // At least one pack for each thread, even where that leaves few blocks.
     let least = (THREADS as usize / packs).clamp(1, MAX_TILE);
-    let by_blocks = (steps * samples / ENOUGH_BLOCKS).max(least);
-    by_work.min(by_blocks).min(steps)
+    let by_places = steps.div_ceil((places / samples).max(1)).max(least);
+    by_work.min(by_places).min(steps)
+}
+
+/// 2^32 / `tiles`, as far as it fits: with it a block finds its sample by multiplying.
+fn reciprocal(tiles: u32) -> u32 {
+    u32::try_from((1_u64 << 32) / u64::from(tiles)).unwrap_or(u32::MAX)
 }
 
 fn u32_of(what: &'static str, found: usize) -> Result<u32, PlanError> {
@@ -94,19 +100,20 @@ fn block_count(blocks: u64) -> Result<u32, PlanError> {
 }
 
 impl AssemblePlan {
-    /// Cuts `batch` samples of `columns` into blocks.
-    pub fn new(columns: &[Column<'_>], batch: usize) -> Result<Self, PlanError> {
+    /// Cuts `batch` samples of `columns` into blocks for a GPU of so many multiprocessors.
+    pub fn new(columns: &[Column<'_>], batch: usize, multiprocessors: u32) -> Result<Self, PlanError> {
         if columns.is_empty() || batch == 0 {
             return Err(PlanError::Empty {
                 what: if batch == 0 { "the batch" } else { "the list of columns" },
             });
         }
+        let places = PLACES[0] * multiprocessors as usize;
         let mut fields = Vec::with_capacity(columns.len() * 64);
         let mut blocks = 0_u64;
         for column in columns {
             let field = column.kernel.field();
             let steps = column.kernel.steps();
-            let rows_per_tile = tile(steps, batch, field.dim * field.to.size_bytes());
+            let rows_per_tile = tile(steps, batch, field.dim * field.to.size_bytes(), places);
             let tiles = u32_of("steps", steps)?.div_ceil(u32_of("steps", rows_per_tile)?);
             // mirrors Field in cuda/assemble.cu
             for word in
@@ -131,7 +138,8 @@ impl AssemblePlan {
                 Interp::Slerp => 3,
             };
             let by_rows = u8::from(matches!(field.offsets, Offsets::Rows(_)));
-            fields.extend([field.from.code(), field.to.code(), interp, by_rows, 0, 0, 0, 0]);
+            fields.extend([field.from.code(), field.to.code(), interp, by_rows]);
+            fields.extend(reciprocal(tiles).to_le_bytes());
             blocks = blocks.saturating_add(u64::from(tiles).saturating_mul(batch as u64));
         }
         let n_fields = u32_of("columns", columns.len())?;
@@ -202,6 +210,18 @@ pub struct FuseStream {
     pub dim: usize,
 }
 
+/// What a fusion makes: `out` `[batch, steps, sum of dim]` of dtype `values`, at `targets` `[batch, steps]` of dtype
+/// `times`. All streams have these dtypes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FuseTargets {
+    pub out: DevicePtr,
+    pub targets: DevicePtr,
+    pub batch: usize,
+    pub steps: usize,
+    pub values: DType,
+    pub times: DType,
+}
+
 /// `out[batch, steps, sum of dim]` from streams, at `targets[batch, steps]`: the parameter of `resample_*`.
 #[derive(Debug, Clone)]
 pub struct FusePlan {
@@ -220,16 +240,9 @@ pub(crate) const TIMES: [(DType, &str); 3] =
     [(DType::Float32, "f32"), (DType::Float64, "f64"), (DType::Int64, "i64")];
 
 impl FusePlan {
-    /// Cuts the work into blocks. All streams have dtype `values`, all times dtype `times`; one stream is `resample`.
-    pub fn new(
-        streams: &[FuseStream],
-        targets: DevicePtr,
-        out: DevicePtr,
-        batch: usize,
-        steps: usize,
-        values: DType,
-        times: DType,
-    ) -> Result<Self, PlanError> {
+    /// Cuts the work into blocks for a GPU of so many multiprocessors. One stream is `resample`.
+    pub fn new(streams: &[FuseStream], onto: FuseTargets, multiprocessors: u32) -> Result<Self, PlanError> {
+        let FuseTargets { out, targets, batch, steps, values, times } = onto;
         let value = VALUES.iter().position(|&(dtype, _)| dtype == values);
         let value = value.ok_or(PlanError::Values { found: values })?;
         let time = TIMES.iter().position(|&(dtype, _)| dtype == times);
@@ -244,6 +257,7 @@ impl FusePlan {
             }
         }
         let size = values.size_bytes();
+        let places = PLACES[if size == 2 { 1 } else { 2 }] * multiprocessors as usize;
         let width: usize = streams.iter().map(|stream| stream.dim).sum();
         let pair = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
         // mirrors Plan and Stream in cuda/resample.cu
@@ -261,7 +275,7 @@ impl FusePlan {
                     what: if stream.rows == 0 { "a stream" } else { "a stream's row" },
                 });
             }
-            let rows_per_tile = tile(steps, batch, stream.dim * size);
+            let rows_per_tile = tile(steps, batch, stream.dim * size, places);
             let tiles = u32_of("targets", steps)?.div_ceil(u32_of("targets", rows_per_tile)?);
             let fits = |bytes: usize| {
                 let all = [stream.dim * size, column * size, width * size].iter().all(|n| n % bytes == 0);
@@ -274,7 +288,11 @@ impl FusePlan {
                 pair(u32_of("rows", stream.rows)?, u32_of("dim", stream.dim)?),
                 pair(u32_of("targets", rows_per_tile)?, tiles),
                 pair(block_count(blocks)?, u32_of("width", column)?),
-                pair(u32_of("pack", pack)?, 0),
+                // pack and rows_a_turn are halves of a word; both are at most THREADS.
+                pair(
+                    u32_of("pack", pack | (THREADS as usize / (stream.dim / pack)) << 16)?,
+                    reciprocal(tiles),
+                ),
             ]);
             column += stream.dim;
             blocks = blocks.saturating_add(u64::from(tiles).saturating_mul(batch as u64));
@@ -290,19 +308,26 @@ mod tests {
 
     #[test]
     fn tiles_fill_the_chip_before_they_fill_a_block() {
-        assert_eq!(tile(250, 32, 512), 16, "some five hundred blocks of 16 rows, 32 accesses each");
-        assert_eq!(tile(512, 64, 1024), 16, "four accesses for each thread where there is work enough");
-        assert_eq!(tile(100, 8, 64), 64, "at least an access for each thread");
-        assert_eq!(tile(50, 4, 24), 50, "never more than a sample's targets");
-        assert_eq!(tile(1_000_000, 64, 4), MAX_TILE);
-        assert_eq!(tile(8, 8, 1 << 20), 1);
+        // An H100's 132 multiprocessors, 6 places each.
+        assert_eq!(
+            tile(250, 32, 512, 792),
+            11,
+            "23 tiles of a sample, 736 in all, and not 25, which are 800"
+        );
+        assert_eq!(tile(512, 64, 1024, 792), 16, "four accesses for each thread where there is work enough");
+        assert_eq!(tile(100, 8, 64, 792), 64, "at least an access for each thread");
+        assert_eq!(tile(50, 4, 24, 792), 50, "never more than a sample's targets");
+        assert_eq!(tile(1_000_000, 64, 4, 792), MAX_TILE);
+        assert_eq!(tile(8, 8, 1 << 20, 792), 1);
+        assert_eq!(tile(8, 1000, 512, 792), 8, "more samples than places");
     }
 
     #[test]
     fn plans_that_no_launch_could_hold_are_refused() {
         let stream = FuseStream { src: DevicePtr(16), times: DevicePtr(16), rows: 1, dim: 1 };
         let plan = |streams: &[FuseStream], batch, values, times| {
-            FusePlan::new(streams, DevicePtr(16), DevicePtr(16), batch, 5, values, times)
+            let at = DevicePtr(16);
+            FusePlan::new(streams, FuseTargets { out: at, targets: at, batch, steps: 5, values, times }, 132)
         };
         let (f32s, i64s) = (DType::Float32, DType::Int64);
         assert!(matches!(plan(&[], 1, f32s, i64s), Err(PlanError::Empty { .. })));

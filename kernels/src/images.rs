@@ -50,6 +50,9 @@ const PTX: (u32, u32, &str, &[u8], &[u8]) = (
 pub(crate) struct Image {
     /// Which it is, for messages.
     pub name: &'static str,
+    /// Whether its kernels await the grid before them (`await_previous` in cuda/convert.cuh): only then may a launch
+    /// overlap it.
+    pub awaits: bool,
     assemble: &'static [u8],
     resample: &'static [u8],
 }
@@ -58,9 +61,10 @@ impl Image {
     /// The image for a device of this compute capability; `None` below 8.0.
     pub(crate) fn for_device(major: u32, minor: u32) -> Option<Self> {
         let binary = BINARIES.iter().rfind(|image| image.0 == major && image.1 <= minor);
+        let awaits = binary.is_some_and(|image| image.0 >= 9);
         let (_, _, name, assemble, resample) =
             *binary.or_else(|| Some(&PTX).filter(|ptx| (major, minor) >= (ptx.0, ptx.1)))?;
-        Some(Self { name, assemble, resample })
+        Some(Self { name, awaits, assemble, resample })
     }
 
     /// The bytes, ending in a zero (PTX is text for C).
@@ -109,7 +113,7 @@ mod tests {
     #[test]
     fn every_image_has_every_kernel() {
         for image in BINARIES.iter().chain([&PTX]) {
-            let image = Image { name: image.2, assemble: image.3, resample: image.4 };
+            let image = Image { name: image.2, awaits: false, assemble: image.3, resample: image.4 };
             let has = |source, name: &str| {
                 let bytes = image.unpack(source).unwrap();
                 bytes.windows(name.len()).any(|window| window == name.as_bytes())
@@ -122,6 +126,20 @@ mod tests {
                         assert!(has(Source::Resample, &name), "{} {name}", image.name);
                     }
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn every_kernel_of_an_image_awaits_the_grid_before_it_or_none_does() {
+        // griddepcontrol.wait as sm_90, sm_100 and sm_120 encode it (ACQBULK); instructions are 16 bytes.
+        let instruction = 0x782e_u64.to_le_bytes();
+        for (major, minor) in [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0), (13, 0)] {
+            let image = Image::for_device(major, minor).unwrap();
+            for (source, kernels) in [(Source::Assemble, 1), (Source::Resample, 24)] {
+                let code = image.unpack(source).unwrap();
+                let found = code.chunks_exact(16).filter(|bytes| bytes[..8] == instruction).count();
+                assert_eq!(found, if image.awaits { kernels } else { 0 }, "{}, {source:?}", image.name);
             }
         }
     }

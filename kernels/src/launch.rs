@@ -45,6 +45,10 @@ impl LaunchError {
 pub struct Kernels {
     context: Arc<CudaContext>,
     image: &'static str,
+    multiprocessors: u32,
+    /// Whether a grid may be placed on the chip while the one before it in its stream runs: kernels that wait for that
+    /// one themselves, and a driver that knows of it.
+    overlaps: bool,
     modules: [sys::CUmodule; 2],
     assemble: sys::CUfunction,
     /// By [`FusePlan`]'s `kernel`.
@@ -69,12 +73,12 @@ impl Kernels {
         let attribute = |attribute| {
             context
                 .attribute(attribute)
-                .map_err(LaunchError::driver("cuDeviceGetAttribute", "compute capability"))
+                .map(i32::unsigned_abs)
+                .map_err(LaunchError::driver("cuDeviceGetAttribute", format!("{attribute:?}")))
         };
-        let major =
-            attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?.unsigned_abs();
-        let minor =
-            attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?.unsigned_abs();
+        let major = attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+        let minor = attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+        let multiprocessors = attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
         let image = Image::for_device(major, minor).ok_or(LaunchError::TooOld { major, minor })?;
         context.bind_to_thread().map_err(LaunchError::driver("cuCtxSetCurrent", "before loading kernels"))?;
         let [assembling, resampling] =
@@ -89,12 +93,26 @@ impl Kernels {
                 }
             }
         }
-        Ok(Self { context: context.clone(), image: image.name, modules, assemble, resample })
+        let overlaps = image.awaits && driver_version()? >= OVERLAP_IN_GRAPHS;
+        Ok(Self {
+            context: context.clone(),
+            image: image.name,
+            multiprocessors,
+            overlaps,
+            modules,
+            assemble,
+            resample,
+        })
     }
 
     /// The image in use, as `sm_90`.
     pub fn image(&self) -> &'static str {
         self.image
+    }
+
+    /// The GPU's, which plans are cut for.
+    pub fn multiprocessors(&self) -> u32 {
+        self.multiprocessors
     }
 
     /// Enqueues a whole batch: `plan`'s columns from `sources` at `anchors`.
@@ -171,8 +189,29 @@ impl Kernels {
         arguments: &mut [*mut c_void],
     ) -> Result<(), DriverError> {
         self.context.bind_to_thread()?;
-        // SAFETY: `function` is of a module that lives as long as self; the caller answers for the arguments.
-        unsafe { result::launch_kernel(function, (blocks, 1, 1), (THREADS, 1, 1), 0, stream, arguments) }
+        let mut overlap = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: blocks,
+            gridDimY: 1,
+            gridDimZ: 1,
+            blockDimX: THREADS,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: 0,
+            hStream: stream,
+            attrs: &raw mut overlap,
+            numAttrs: u32::from(self.overlaps),
+        };
+        // SAFETY: `function` is of a module that lives as long as self; the caller answers for the arguments; the
+        // configuration and its attribute live through the call.
+        unsafe {
+            sys::cuLaunchKernelEx(&raw const config, function, arguments.as_mut_ptr(), std::ptr::null_mut())
+        }
+        .result()
     }
 }
 
@@ -188,6 +227,18 @@ impl Drop for Kernels {
             }
         }
     }
+}
+
+/// The driver's version that takes an overlapping launch into a captured graph: CUDA 12.3.
+const OVERLAP_IN_GRAPHS: i32 = 12_030;
+
+fn driver_version() -> Result<i32, LaunchError> {
+    let mut version = 0;
+    // SAFETY: it writes the one number.
+    unsafe { sys::cuDriverGetVersion(&raw mut version) }
+        .result()
+        .map_err(LaunchError::driver("cuDriverGetVersion", "before loading kernels"))?;
+    Ok(version)
 }
 
 fn load(image: &Image, source: Source) -> Result<sys::CUmodule, LaunchError> {

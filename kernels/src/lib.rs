@@ -12,7 +12,7 @@ mod tensors;
 
 pub use device::{
     ANCHOR_BYTES, AssemblePlan, Column, DevicePtr, DeviceStream, FUSE_STREAMS, FusePlan, FuseStream,
-    PlanError, SOURCE_BYTES,
+    FuseTargets, PlanError, SOURCE_BYTES,
 };
 pub use field::{Anchor, Field, FieldError, FieldKernel, Offsets, StreamView};
 pub use launch::{Kernels, LaunchError};

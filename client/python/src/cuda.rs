@@ -2,14 +2,14 @@
 //!
 //! Owns the kernels of this process, loaded once for each device and kept until it ends. What must stay true: a launch
 //! neither waits nor allocates nor leaves another context current than it found, so that it can be captured into a
-//! CUDA graph and the caller's library notices nothing. Without a driver nothing here is called: [`launch`] asks first.
+//! CUDA graph and the caller's library notices nothing. Without a driver nothing here is called: [`fuse`] asks first.
 #![expect(unsafe_code, reason = "the CUDA driver's interface, on addresses and a stream of the caller's")]
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::{CudaContext, DriverError, result, sys};
-use robocache_kernels::{FusePlan, Kernels, LaunchError};
+use robocache_kernels::{FusePlan, FuseStream, FuseTargets, Kernels, LaunchError, PlanError};
 
 /// Why nothing was launched.
 #[derive(Debug, thiserror::Error)]
@@ -18,17 +18,24 @@ pub(crate) enum CudaError {
     Driver { call: &'static str, device: usize, source: DriverError },
     #[error(transparent)]
     Launch(#[from] LaunchError),
+    #[error(transparent)]
+    Plan(#[from] PlanError),
 }
 
 /// By device. The primary contexts are retained with them.
 static LOADED: Mutex<BTreeMap<usize, Arc<Kernels>>> = Mutex::new(BTreeMap::new());
 
-/// Enqueues `plan` on `stream`, the number of a `CUstream` of `device`'s primary context.
+/// Enqueues a fusion on `stream`, the number of a `CUstream` of `device`'s primary context.
 ///
-/// The addresses in `plan` are those of arrays of the caller's on `device`, as long as their shapes say
+/// The addresses in `streams` and `onto` are those of arrays of the caller's on `device`, as long as their shapes say
 /// ([`crate::given::Given`]), and `stream` is the one that its library uses them on. Python cannot prove more, which
 /// is why only this package calls it.
-pub(crate) fn launch(device: usize, stream: u64, plan: &FusePlan) -> Result<(), CudaError> {
+pub(crate) fn fuse(
+    device: usize,
+    stream: u64,
+    streams: &[FuseStream],
+    onto: FuseTargets,
+) -> Result<(), CudaError> {
     if !Kernels::driver_present() {
         return Err(LaunchError::NoDriver.into());
     }
@@ -36,10 +43,11 @@ pub(crate) fn launch(device: usize, stream: u64, plan: &FusePlan) -> Result<(), 
     result::init().map_err(failed("cuInit"))?;
     let _context = Current::save().map_err(failed("cuCtxGetCurrent"))?;
     let kernels = kernels(device)?;
+    let plan = FusePlan::new(streams, onto, kernels.multiprocessors())?;
     let stream = usize::try_from(stream).map_or(std::ptr::null_mut(), std::ptr::without_provenance_mut);
     // SAFETY: stream and addresses are the caller's, as said above; its library frees and reuses memory in the order of
     // that stream. Times that do not ascend choose other rows, but rows of the same arrays.
-    unsafe { kernels.fuse(stream, plan) }?;
+    unsafe { kernels.fuse(stream, &plan) }?;
     Ok(())
 }
 

@@ -5,7 +5,7 @@
 //! CUDA device one launch on the caller's stream. Whatever is wrong with an argument is a RequestError.
 
 use pyo3::prelude::*;
-use robocache_kernels::{DevicePtr, FusePlan, FuseStream, Tensor, TensorError, Times};
+use robocache_kernels::{DevicePtr, FuseStream, FuseTargets, Tensor, TensorError, Times};
 use robocache_types::DType;
 
 use crate::cuda;
@@ -145,18 +145,13 @@ impl Work<'_> {
             })
             .collect();
         let [batch, steps] = self.steps;
-        let plan = FusePlan::new(
-            &streams,
-            address(&self.targets),
-            address(out),
-            batch,
-            steps,
-            out.dtype(),
-            self.targets.dtype(),
-        );
-        let plan = plan.map_err(|error| RequestError::new_err(chain(&error)))?;
-        py.detach(|| cuda::launch(device, stream, &plan))
-            .map_err(|error| RoboCacheError::new_err(chain(&error)))
+        let (values, times) = (out.dtype(), self.targets.dtype());
+        let (out, targets) = (address(out), address(&self.targets));
+        let onto = FuseTargets { out, targets, batch, steps, values, times };
+        py.detach(|| cuda::fuse(device, stream, &streams, onto)).map_err(|error| match error {
+            cuda::CudaError::Plan(error) => RequestError::new_err(chain(&error)),
+            error => RoboCacheError::new_err(chain(&error)),
+        })
     }
 }
 

@@ -133,6 +133,7 @@ impl CudaDevice {
             uuid: found.uuid,
             name: found.name,
             image: kernels.image().to_owned(),
+            multiprocessors: kernels.multiprocessors(),
             memory_bytes: found.memory_bytes,
         };
         let device = Arc::new(Self {

@@ -31,6 +31,7 @@ pub struct Recipe {
     /// Which of the plan's streams are read on the device.
     pub streams: Vec<usize>,
     one_row: Clock,
+    multiprocessors: u32,
 }
 
 #[derive(Debug)]
@@ -86,7 +87,14 @@ impl Recipe {
         device.upload(stream, &*staging, 0..length, &offsets)?;
         device.finish(stream)?;
         let clock = UniformClock::new(0, 1.0, 1).expect("one row at one hertz is a clock");
-        Ok(Self { plan: Arc::clone(plan), columns, offsets, streams, one_row: Clock::Uniform(clock) })
+        Ok(Self {
+            plan: Arc::clone(plan),
+            columns,
+            offsets,
+            streams,
+            one_row: Clock::Uniform(clock),
+            multiprocessors: device.facts().multiprocessors,
+        })
     }
 
     fn kernel<'a>(&'a self, target: &'a Target) -> &'a FieldKernel {
@@ -112,9 +120,9 @@ impl Recipe {
     }
 
     /// The launch's shape for these columns.
-    pub fn plan(outputs: &[Output<'_>], rows: usize) -> Result<AssemblePlan, PlanError> {
+    pub fn plan(&self, outputs: &[Output<'_>], rows: usize) -> Result<AssemblePlan, PlanError> {
         let columns: Vec<_> = outputs.iter().map(|output| output.column(rows)).collect();
-        AssemblePlan::new(&columns, rows)
+        AssemblePlan::new(&columns, rows, self.multiprocessors)
     }
 
     /// Bytes of the descriptors of a batch of that shape.

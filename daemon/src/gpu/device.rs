@@ -26,6 +26,8 @@ pub struct Facts {
     pub name: String,
     /// The kernels' image in use, as `sm_90`.
     pub image: String,
+    /// Launches are cut for as many.
+    pub multiprocessors: u32,
     pub memory_bytes: u64,
 }
 

@@ -116,6 +116,7 @@ impl SimDevice {
             uuid: format!("SIM-00000000-0000-0000-0000-{:012x}", options.ordinal),
             name: "simulated GPU".to_owned(),
             image: "twin".to_owned(),
+            multiprocessors: 132,
             memory_bytes: options.memory_bytes,
         };
         let shared = Arc::new(Shared::new(format!("sim:{}", options.ordinal), options.memory_bytes));

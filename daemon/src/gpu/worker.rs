@@ -196,7 +196,8 @@ impl Worker {
             let gpu = loader.gpu.as_ref().expect("only loaders for a GPU come here");
             let rows = one.job.samples.len();
             let outputs = gpu.recipe.outputs(&gpu.ring.slot(one.job.filling.slot()), rows);
-            let plan = Recipe::plan(&outputs, rows).expect("the loader's plan was cut when it was opened");
+            let plan = gpu.recipe.plan(&outputs, rows);
+            let plan = plan.expect("columns, of fewer tiles than 2^31: they fit the memory of a GPU");
             let length = gpu.recipe.bytes(&plan);
             described.push((outputs, plan, bytes));
             bytes += length.next_multiple_of(64);

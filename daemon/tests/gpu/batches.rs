@@ -99,7 +99,7 @@ fn make(bench: &Bench, cases: &[Case], anchors: &[Anchor], room: usize) -> Made 
         })
         .collect();
     let columns: Vec<_> = outputs.iter().map(|output| output.column(anchors.len())).collect();
-    let plan = AssemblePlan::new(&columns, anchors.len()).unwrap();
+    let plan = AssemblePlan::new(&columns, anchors.len(), bench.device.facts().multiprocessors).unwrap();
     let mut bytes = plan.fields().to_vec();
     for case in cases {
         for sample in 0..anchors.len() {

@@ -1,6 +1,6 @@
 //! The device under test, and what tests put on it.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use robocached::gpu::cuda::CudaDevice;
@@ -28,27 +28,53 @@ pub(crate) fn under() -> Under {
     }
 }
 
-/// A device and a stream of a test's own.
+/// A device and a stream of a test's own. Keep it until everything else of the test is gone.
 #[derive(Debug, Clone)]
 pub(crate) struct Bench {
     pub(crate) device: Arc<dyn Device>,
     pub(crate) stream: StreamId,
+    _turn: Option<Arc<Turn>>,
+}
+
+/// One test at a time on the GPU: they share its context, where one test's freeing of memory waits for another's stream
+/// that waits for what that test does next.
+#[derive(Debug)]
+struct Turn;
+
+static BUSY: (Mutex<bool>, Condvar) = (Mutex::new(false), Condvar::new());
+
+impl Turn {
+    fn take() -> Self {
+        let busy = BUSY.0.lock().unwrap();
+        *BUSY.1.wait_while(busy, |busy| *busy).unwrap() = true;
+        Self
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        *BUSY.0.lock().unwrap() = false;
+        BUSY.1.notify_one();
+    }
 }
 
 impl Bench {
     /// On a new simulated device, or on the GPU, which all tests share.
     pub(crate) fn new() -> Self {
         static GPU: OnceLock<Arc<dyn Device>> = OnceLock::new();
-        let device = match under() {
-            Under::Simulation => SimDevice::new(SimOptions::default()) as Arc<dyn Device>,
-            Under::Cuda(ordinal) => Arc::clone(GPU.get_or_init(|| CudaDevice::open(ordinal).unwrap())),
-        };
-        Self::on(device)
+        match under() {
+            Under::Simulation => Self::on(SimDevice::new(SimOptions::default())),
+            Under::Cuda(ordinal) => {
+                let turn = Turn::take();
+                let device = Arc::clone(GPU.get_or_init(|| CudaDevice::open(ordinal).unwrap()));
+                Self { _turn: Some(Arc::new(turn)), ..Self::on(device) }
+            }
+        }
     }
 
     pub(crate) fn on(device: Arc<dyn Device>) -> Self {
         let stream = device.stream().unwrap();
-        Self { device, stream }
+        Self { device, stream, _turn: None }
     }
 
     /// So many bytes that moving them takes a while.

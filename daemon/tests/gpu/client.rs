@@ -298,7 +298,9 @@ impl Ring for CudaRing {
         }
         let until = sys::CUstreamWaitValue_flags::CU_STREAM_WAIT_VALUE_GEQ as u32;
         // SAFETY: stream and gate are open.
-        unsafe { sys::cuStreamWaitValue32_v2(self.stream, self.gate, self.ends + 1, until) }.result().unwrap();
+        unsafe { sys::cuStreamWaitValue32_v2(self.stream, self.gate, self.ends + 1, until) }
+            .result()
+            .unwrap();
         // SAFETY: stream and event are open.
         unsafe { result::event::record(self.done[slot], self.stream) }.unwrap();
     }

@@ -12,12 +12,12 @@ const SLOT_BYTES: u64 = 70_144;
 
 /// The daemon's side of a ring, by the device's own calls, and a client that has it open.
 struct Shared {
-    bench: Bench,
     client: Client,
     memory: Span,
     share: RingShare,
     ready: Vec<Event>,
     done: Vec<Event>,
+    bench: Bench,
 }
 
 impl Shared {
@@ -43,7 +43,7 @@ impl Shared {
         let handles = client.open(told, facts.ordinal, &fds);
         let done = handles.iter().map(|handle| bench.device.open_event(&share, handle).unwrap());
         let done = done.map(|id| Event::adopt(&bench.device, id)).collect();
-        Self { bench, client, memory, share, ready, done }
+        Self { client, memory, share, ready, done, bench }
     }
 
     fn slot(&self, slot: usize) -> Span {

@@ -104,7 +104,7 @@ fn launch(bench: &Bench, rows: usize, offset_on_device: i64) -> Result<(), Devic
     let values = bench.put(&[0; 8]);
     let offsets = bench.put(&offset_on_device.to_le_bytes());
     let outputs = [Output { kernel: &kernel, offsets, values, mask: None }];
-    let plan = AssemblePlan::new(&[outputs[0].column(1)], 1).unwrap();
+    let plan = AssemblePlan::new(&[outputs[0].column(1)], 1, 132).unwrap();
     let mut bytes = plan.fields().to_vec();
     let clock = Clock::Uniform(UniformClock::new(0, 30.0, rows).unwrap());
     DeviceStream { data: source.address(), clock: &clock, stamps: None }.encode(&mut bytes).unwrap();
@@ -140,7 +140,7 @@ fn a_launch_whose_descriptors_were_not_uploaded_is_caught() {
             .unwrap();
     let (offsets, values) = (bench.put(&[0; 8]), bench.put(&[0; 8]));
     let outputs = [Output { kernel: &kernel, offsets, values, mask: None }];
-    let plan = AssemblePlan::new(&[outputs[0].column(1)], 1).unwrap();
+    let plan = AssemblePlan::new(&[outputs[0].column(1)], 1, 132).unwrap();
     let descriptors = bench.memory(4096);
     bench.device.assemble(bench.stream, &Launch::new(&plan, &outputs, &descriptors)).unwrap();
     assert!(lost(bench.device.finish(bench.stream)).contains("fields"));

@@ -2,8 +2,8 @@
 
 use anyhow::{Result, ensure};
 use robocache_kernels::{
-    Anchor, AssemblePlan, Column, DeviceStream, Field, FieldKernel, FusePlan, FuseStream, Offsets,
-    StreamView, Tensor, Times,
+    Anchor, AssemblePlan, Column, DeviceStream, Field, FieldKernel, FusePlan, FuseStream, FuseTargets,
+    Offsets, StreamView, Tensor, Times,
 };
 use robocache_types::{Clock, DType, Interp};
 
@@ -217,7 +217,7 @@ pub(crate) fn assemble(gpu: &Gpu, random: &mut Random) -> Result<()> {
 
 fn launch(gpu: &Gpu, cases: &[Case], anchors: &[Anchor]) -> Result<()> {
     let columns: Vec<Column<'_>> = cases.iter().map(Case::column).collect();
-    let plan = AssemblePlan::new(&columns, anchors.len())?;
+    let plan = AssemblePlan::new(&columns, anchors.len(), gpu.multiprocessors())?;
     let (mut sources, mut anchor_bytes) = (Vec::new(), Vec::new());
     for case in cases {
         (0..anchors.len()).try_for_each(|sample| case.stream(sample).encode(&mut sources))?;
@@ -249,7 +249,7 @@ pub(crate) fn large(gpu: &Gpu, random: &mut Random) -> Result<()> {
             (gpu.buffer(batch * kernel.out_bytes(), 0xa5)?, gpu.buffer(batch * kernel.steps(), 0xa5)?);
         let column =
             Column { kernel: &kernel, offsets: offsets.at(0), out: out.at(0), mask: Some(mask.at(0)) };
-        let plan = AssemblePlan::new(&[column], batch)?;
+        let plan = AssemblePlan::new(&[column], batch, gpu.multiprocessors())?;
         let (data_on_gpu, stamps) = (gpu.upload(&data)?, gpu.upload(&stamps)?);
         let (mut sources, mut anchor_bytes) = (Vec::new(), Vec::new());
         for anchor in &anchors {
@@ -350,8 +350,9 @@ pub(crate) fn fuse(gpu: &Gpu, random: &mut Random) -> Result<()> {
                             dim: dims[k],
                         })
                         .collect();
-                    let plan =
-                        FusePlan::new(&described, targets.at(0), out.at(0), batch, steps, values, time)?;
+                    let (targets, into) = (targets.at(0), out.at(0));
+                    let onto = FuseTargets { out: into, targets, batch, steps, values, times: time };
+                    let plan = FusePlan::new(&described, onto, gpu.multiprocessors())?;
                     gpu.fuse(&plan)?;
                     let got = gpu.download(&out, 0, len)?;
                     if let Some((at, wanted, got)) = first_difference(values, &wanted, &got, false) {

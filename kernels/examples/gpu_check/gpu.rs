@@ -54,6 +54,10 @@ impl Gpu {
         Ok(Self { context, stream, kernels, naive })
     }
 
+    pub(crate) fn multiprocessors(&self) -> u32 {
+        self.kernels.multiprocessors()
+    }
+
     /// `len` bytes of `poison`.
     pub(crate) fn buffer(&self, len: usize, poison: u8) -> Result<Buffer> {
         self.context.bind_to_thread()?;

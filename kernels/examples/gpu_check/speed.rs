@@ -5,7 +5,8 @@
 
 use anyhow::Result;
 use robocache_kernels::{
-    Anchor, AssemblePlan, Column, DevicePtr, DeviceStream, Field, FieldKernel, FusePlan, FuseStream, Offsets,
+    Anchor, AssemblePlan, Column, DevicePtr, DeviceStream, Field, FieldKernel, FusePlan, FuseStream,
+    FuseTargets, Offsets,
 };
 use robocache_types::{Clock, DType, Interp, UniformClock};
 
@@ -74,8 +75,10 @@ fn resample(gpu: &Gpu, random: &mut Random, shape: [usize; 4]) -> Result<()> {
         .iter()
         .map(|[out, src, times, targets]| {
             let stream = FuseStream { src: src.at(0), times: times.at(0), rows, dim };
-            let (targets, out) = (targets.at(0), out.at(0));
-            Ok(FusePlan::new(&[stream], targets, out, batch, steps, DType::BFloat16, DType::Float32)?)
+            let (out, targets) = (out.at(0), targets.at(0));
+            let (values, times) = (DType::BFloat16, DType::Float32);
+            let onto = FuseTargets { out, targets, batch, steps, values, times };
+            Ok(FusePlan::new(&[stream], onto, gpu.multiprocessors())?)
         })
         .collect::<Result<_>>()?;
     let ours = gpu.time(n, |i| gpu.fuse(&plans[i]))?;
@@ -123,7 +126,9 @@ fn fuse(gpu: &Gpu, random: &mut Random, batch: usize) -> Result<()> {
                     FuseStream { src: streams[k].0.at(0), times: streams[k].1.at(0), rows, dim }
                 })
                 .collect();
-            FusePlan::new(&described, targets.at(0), out.at(0), batch, steps, dtype, DType::Float32)
+            let (out, targets) = (out.at(0), targets.at(0));
+            let onto = FuseTargets { out, targets, batch, steps, values: dtype, times: DType::Float32 };
+            FusePlan::new(&described, onto, gpu.multiprocessors())
         };
         let whole = sets.iter().map(|set| Ok(plan(set, &[0, 1, 2])?)).collect::<Result<Vec<_>>>()?;
         let apart = sets
@@ -165,7 +170,7 @@ fn assemble(gpu: &Gpu, random: &mut Random, uniform: bool, on_grid: bool) -> Res
             (gpu.buffer(batch * kernel.out_bytes(), 0xa5)?, gpu.buffer(batch * kernel.steps(), 0xa5)?);
         let column =
             Column { kernel: &kernel, offsets: offsets.at(0), out: out.at(0), mask: Some(mask.at(0)) };
-        let plan = AssemblePlan::new(&[column], batch)?;
+        let plan = AssemblePlan::new(&[column], batch, gpu.multiprocessors())?;
         let (mut described, mut anchors) = (Vec::new(), Vec::new());
         for data in &sources {
             let stamps: Option<DevicePtr> = (!uniform).then(|| stamps_on_gpu.at(0));
