@@ -183,11 +183,13 @@ impl DeviceStream<'_> {
                 return Err(PlanError::Empty { what: "the address of a clock's stamps" });
             }
         };
-        for word in
-            [self.data.0, stamps, first_ns.cast_unsigned(), num.cast_unsigned(), den.cast_unsigned(), rows]
-        {
-            to.extend(word.to_le_bytes());
+        let mut bytes = [0; SOURCE_BYTES];
+        let words =
+            [self.data.0, stamps, first_ns.cast_unsigned(), num.cast_unsigned(), den.cast_unsigned(), rows];
+        for (bytes, word) in bytes.as_chunks_mut().0.iter_mut().zip(words) {
+            *bytes = word.to_le_bytes();
         }
+        to.extend_from_slice(&bytes);
         Ok(())
     }
 }

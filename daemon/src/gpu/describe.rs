@@ -28,8 +28,8 @@ pub struct Recipe {
     columns: Vec<Target>,
     /// All offsets, one column's after another.
     offsets: Span,
-    /// Which of the plan's streams are read on the device.
-    pub streams: Vec<usize>,
+    /// The streams that are read on the device, by their places in the dataset.
+    pub positions: Vec<usize>,
     one_row: Clock,
     multiprocessors: u32,
 }
@@ -38,13 +38,15 @@ pub struct Recipe {
 struct Target {
     /// Which of the plan's columns.
     column: usize,
+    /// Which of the recipe's streams it reads, where it reads one.
+    stream: Option<usize>,
     /// For a column computed from the anchor.
     index: Option<(Index, FieldKernel)>,
     offsets: std::ops::Range<u64>,
 }
 
-/// Where a stream of an episode lies for the device.
-#[derive(Debug, Clone, Copy)]
+/// Where a stream of an episode lies for the device; by default nowhere.
+#[derive(Debug, Clone, Copy, Default)]
 pub struct View {
     pub data: DevicePtr,
     /// Where its clock has stamps.
@@ -54,7 +56,7 @@ pub struct View {
 impl Recipe {
     /// Lays the columns out and uploads their offsets on `stream`, waiting for it.
     pub fn new(plan: &Arc<Plan>, device: &Arc<dyn Device>, stream: StreamId) -> Result<Self, DeviceError> {
-        let (mut columns, mut bytes, mut streams) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut columns, mut bytes, mut positions) = (Vec::new(), Vec::new(), Vec::new());
         for (column, planned) in
             plan.columns.iter().enumerate().filter(|(_, column)| column.place == Place::Device)
         {
@@ -63,23 +65,26 @@ impl Recipe {
                 let (Offsets::Rows(offsets) | Offsets::Times(offsets)) = &kernel.field().offsets;
                 bytes.extend(offsets.iter().flat_map(|offset| offset.to_le_bytes()));
             };
-            let index = match &planned.source {
+            let (stream, index) = match &planned.source {
                 Source::Stream { nth, kernel } => {
                     push(kernel);
-                    streams.push(*nth);
-                    None
+                    let position = plan.streams[*nth];
+                    let known = positions.iter().position(|&known| known == position);
+                    let stream = known.unwrap_or(positions.len());
+                    if known.is_none() {
+                        positions.push(position);
+                    }
+                    (Some(stream), None)
                 }
                 Source::Index(index) => {
                     let kernel = index_kernel(*index);
                     push(&kernel);
-                    Some((*index, kernel))
+                    (None, Some((*index, kernel)))
                 }
                 Source::TaskText { .. } => unreachable!("text codes lie on the host"),
             };
-            columns.push(Target { column, index, offsets: start..bytes.len() as u64 });
+            columns.push(Target { column, stream, index, offsets: start..bytes.len() as u64 });
         }
-        streams.sort_unstable();
-        streams.dedup();
         let length = bytes.len() as u64;
         let mut staging = device.pin(length)?;
         staging.write(0, &bytes);
@@ -91,7 +96,7 @@ impl Recipe {
             plan: Arc::clone(plan),
             columns,
             offsets,
-            streams,
+            positions,
             one_row: Clock::Uniform(clock),
             multiprocessors: device.facts().multiprocessors,
         })
@@ -132,25 +137,25 @@ impl Recipe {
         fields + sources + anchors + (indices * plan.batch()) as u64 * VALUE_BYTES
     }
 
-    /// Appends the descriptors of a batch that will lie at `at` of the device's memory. `view` says where stream `nth`
-    /// of the plan's lies for sample `row`.
+    /// Appends the descriptors of a batch that will lie at `at` of the device's memory. `views` `[samples][positions]`
+    /// says where the streams lie.
     pub fn encode(
         &self,
         dataset: &Dataset,
         plan: &AssemblePlan,
         samples: &[Sample],
         at: DevicePtr,
-        view: &dyn Fn(usize, usize) -> View,
+        views: &[View],
         to: &mut Vec<u8>,
     ) -> Result<(), PlanError> {
         let (fields, sources, anchors) = descriptor_bytes(plan);
         let mut values_at = at.0 + fields + sources + anchors;
         to.extend_from_slice(plan.fields());
         for target in &self.columns {
-            if let Source::Stream { nth, .. } = &self.plan.columns[target.column].source {
-                let position = self.plan.streams[*nth];
-                for (row, sample) in samples.iter().enumerate() {
-                    let View { data, stamps } = view(row, *nth);
+            if let Some(stream) = target.stream {
+                let position = self.positions[stream];
+                for (sample, views) in samples.iter().zip(views.chunks_exact(self.positions.len())) {
+                    let View { data, stamps } = views[stream];
                     DeviceStream { data, clock: &sample.columns.stream(position).clock, stamps }
                         .encode(to)?;
                 }

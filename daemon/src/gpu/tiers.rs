@@ -10,7 +10,8 @@
 //!
 //! A stream of an episode goes into the GPU cache when a batch first needs it and stays while a loader of its dataset
 //! lives: with a random order, what is there is as likely to be needed again as what would replace it, and replacing
-//! costs the bus. Datasets without a loader go when room is wanted. One thread owns this; nothing is locked.
+//! costs the bus. Datasets without a loader go when room is wanted: a batch under way has a loader, so what it reads
+//! stays. One thread owns this; nothing is locked.
 //!
 //! Memory that cannot be had shrinks a tier, with a warning that names sizes; only where not even one batch's worth
 //! can be had does a batch fail.
@@ -61,23 +62,48 @@ pub struct Tiers {
     pinned: Arena<PinnedSlab>,
     passing: Arena<Arc<Memory>>,
     staging: Staging,
-    /// By dataset.
-    entries: HashMap<u64, Episodes>,
+    /// By dataset, of which there are few.
+    entries: Vec<(u64, Resident)>,
     /// Loaders that have made batches of a dataset here.
     readers: HashMap<u64, Vec<Weak<Loader>>>,
     counters: Arc<TierCounters>,
 }
 
-/// By episode, the streams that are here, each with its place in the dataset: found without hashing, for every sample.
-type Episodes = Vec<Vec<(usize, Entry)>>;
+/// What of a dataset is here. It is looked at for every sample, so that it is found without hashing or following.
+#[derive(Debug, Default)]
+struct Resident {
+    /// By stream (its place in the dataset), and then by episode.
+    streams: Vec<(usize, Vec<Option<Entry>>)>,
+    /// Their memory.
+    keep: Vec<Box<dyn Keep>>,
+}
+
+impl Resident {
+    fn add(&mut self, position: usize, episode: u32, entry: Entry, keep: Box<dyn Keep>) {
+        let known = self.streams.iter().position(|(place, _)| *place == position);
+        let known = known.unwrap_or_else(|| {
+            self.streams.push((position, Vec::new()));
+            self.streams.len() - 1
+        });
+        let (episodes, episode) = (&mut self.streams[known].1, episode as usize);
+        if episodes.len() <= episode {
+            episodes.resize(episode + 1, None);
+        }
+        episodes[episode] = Some(entry);
+        self.keep.push(keep);
+    }
+
+    /// By episode.
+    fn stream(&self, position: usize) -> &[Option<Entry>] {
+        self.streams.iter().find(|(place, _)| *place == position).map_or(&[], |(_, episodes)| episodes)
+    }
+}
 
 /// Where one stream of one episode lies.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 struct Entry {
     view: View,
     tier: Tier,
-    /// Keeps the memory.
-    keep: Arc<dyn Keep>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,24 +116,11 @@ enum Tier {
 /// Memory that stays as it is while this is held.
 trait Keep: std::fmt::Debug + Send + Sync {}
 impl<M: std::fmt::Debug + Send + Sync> Keep for Block<M> {}
-impl Keep for Memory {}
+impl Keep for Arc<Memory> {}
 
-/// What a batch reads, held until it is made.
+/// What passes for a batch, held until it is made.
 #[derive(Debug, Default)]
-pub struct Held(Vec<Arc<dyn Keep>>);
-
-/// The streams of one episode that a batch needs, ready to be read once [`Tiers::flush`] is waited for.
-#[derive(Debug)]
-pub struct Views {
-    by_stream: Vec<Option<View>>,
-}
-
-impl Views {
-    /// Of the plan's stream `nth`, which was asked for.
-    pub fn get(&self, nth: usize) -> View {
-        self.by_stream[nth].expect("the recipe's streams were asked for")
-    }
-}
+pub struct Held(Vec<Box<dyn Keep>>);
 
 impl Tiers {
     /// `cache` and `pinned` are budgets in bytes.
@@ -127,7 +140,7 @@ impl Tiers {
             pinned,
             passing: Arena::new(PASSING.0, PASSING.1),
             staging,
-            entries: HashMap::new(),
+            entries: Vec::new(),
             readers: HashMap::new(),
             counters,
         };
@@ -144,38 +157,49 @@ impl Tiers {
         }
     }
 
-    /// Puts the `streams` (places in the plan's list, which has `all`) of an episode where the device reads them.
-    /// `stream_of` gives a place's position in the dataset and its host columns. `samples` of the batch read them.
+    /// Puts streams of a batch's samples where the device reads them: those at `positions` in the dataset, of the
+    /// episode of each sample. `stream_of` gives the host's columns of a sample and position. Where they are comes back
+    /// as `[samples][positions]`, to be read once [`Tiers::flush`] is waited for; an error, with the sample it is about.
     pub fn prepare<'a>(
         &mut self,
-        episode: (u64, u32),
-        streams: &[usize],
-        stream_of: &dyn Fn(usize) -> (usize, &'a Stream),
-        samples: u64,
+        dataset: u64,
+        positions: &[usize],
+        episodes: &[u32],
+        stream_of: &dyn Fn(usize, usize) -> &'a Stream,
         held: &mut Held,
-    ) -> Result<Views, DeviceError> {
-        let mut by_stream = Vec::with_capacity(streams.last().map_or(0, |last| last + 1));
-        for &nth in streams {
-            let (position, stream) = stream_of(nth);
-            let here = self.entries.get(&episode.0).and_then(|episodes| episodes.get(episode.1 as usize));
-            let known = here.and_then(|streams| streams.iter().find(|(place, _)| *place == position));
-            let entry = match known.map(|(_, entry)| entry.clone()) {
-                Some(entry) => entry,
-                None => self.admit(episode, position, stream)?,
-            };
-            let counter = match &entry.tier {
-                Tier::Cache => &self.counters.gpu_hits,
-                Tier::Pinned => &self.counters.pinned_hits,
-                Tier::Passing => &self.counters.passing,
-            };
-            counter.fetch_add(samples, Ordering::Relaxed);
-            held.0.push(entry.keep);
-            if by_stream.len() <= nth {
-                by_stream.resize(nth + 1, None);
+    ) -> Result<Vec<View>, (usize, DeviceError)> {
+        let mut views = vec![View::default(); episodes.len() * positions.len()];
+        let mut hits = [0; 3];
+        // Those that are not here yet: episode, position, and which view.
+        let mut missing = Vec::new();
+        let here = self.entries.iter().find(|(id, _)| *id == dataset).map(|(_, resident)| resident);
+        for (nth, &position) in positions.iter().enumerate() {
+            let known = here.map_or(&[][..], |resident| resident.stream(position));
+            let of_stream = views.iter_mut().enumerate().skip(nth).step_by(positions.len());
+            for (&episode, (place, view)) in episodes.iter().zip(of_stream) {
+                if let Some(Some(entry)) = known.get(episode as usize) {
+                    *view = entry.view;
+                    hits[entry.tier as usize] += 1;
+                } else {
+                    missing.push((episode, position, place));
+                }
             }
-            by_stream[nth] = Some(entry.view);
         }
-        Ok(Views { by_stream })
+        // Samples of one episode stand together in this order; each stream of it is brought once.
+        missing.sort_unstable();
+        for samples in missing.chunk_by(|a, b| (a.0, a.1) == (b.0, b.1)) {
+            let (episode, position, place) = samples[0];
+            let row = place / positions.len();
+            let entry = self.admit(dataset, episode, position, stream_of(row, position), held);
+            let entry = entry.map_err(|error| (row, error))?;
+            hits[entry.tier as usize] += samples.len() as u64;
+            samples.iter().for_each(|&(_, _, place)| views[place] = entry.view);
+        }
+        let counters = [&self.counters.gpu_hits, &self.counters.pinned_hits, &self.counters.passing];
+        for (counter, hits) in counters.into_iter().zip(hits) {
+            counter.fetch_add(hits, Ordering::Relaxed);
+        }
+        Ok(views)
     }
 
     /// Uploads what was prepared and is not on its way yet; `stream` waits for all of it.
@@ -184,13 +208,20 @@ impl Tiers {
         self.staging.wait(stream)
     }
 
-    fn admit(&mut self, episode: (u64, u32), position: usize, stream: &Stream) -> Result<Entry, DeviceError> {
+    fn admit(
+        &mut self,
+        dataset: u64,
+        episode: u32,
+        position: usize,
+        stream: &Stream,
+        held: &mut Held,
+    ) -> Result<Entry, DeviceError> {
         let (data, stamps) = parts(stream);
         let layout = Layout::of(data, stamps);
-        let entry = if let Some(block) = self.take_cache(layout.bytes)? {
+        let (entry, keep): (Entry, Box<dyn Keep>) = if let Some(block) = self.take_cache(layout.bytes)? {
             let span = Span::whole(block.memory()).part(block.offset()..block.offset() + layout.bytes);
             self.copy(data, stamps, &layout, &span)?;
-            Entry { view: layout.view(span.address()), tier: Tier::Cache, keep: Arc::new(block) }
+            (Entry { view: layout.view(span.address()), tier: Tier::Cache }, Box::new(block))
         } else if let Some(block) = self.take_pinned(layout.bytes)? {
             let mut pinned = block.memory().lock();
             pinned.write(block.offset(), data);
@@ -199,21 +230,20 @@ impl Tiers {
             }
             let address = DevicePtr(pinned.address().0 + block.offset());
             drop(pinned);
-            Entry { view: layout.view(address), tier: Tier::Pinned, keep: Arc::new(block) }
+            (Entry { view: layout.view(address), tier: Tier::Pinned }, Box::new(block))
         } else {
             let (span, keep) = self.take_passing(layout.bytes)?;
             self.copy(data, stamps, &layout, &span)?;
-            Entry { view: layout.view(span.address()), tier: Tier::Passing, keep }
+            held.0.push(keep);
+            return Ok(Entry { view: layout.view(span.address()), tier: Tier::Passing });
         };
-        if entry.tier != Tier::Passing {
-            let (dataset, episode) = (episode.0, episode.1 as usize);
-            let episodes = self.entries.entry(dataset).or_default();
-            if episodes.len() <= episode {
-                episodes.resize_with(episode + 1, Vec::new);
-            }
-            episodes[episode].push((position, entry.clone()));
-            self.publish();
-        }
+        let known = self.entries.iter().position(|(id, _)| *id == dataset);
+        let known = known.unwrap_or_else(|| {
+            self.entries.push((dataset, Resident::default()));
+            self.entries.len() - 1
+        });
+        self.entries[known].1.add(position, episode, entry, keep);
+        self.publish();
         Ok(entry)
     }
 
@@ -231,15 +261,15 @@ impl Tiers {
         }
     }
 
-    fn take_passing(&mut self, bytes: u64) -> Result<(Span, Arc<dyn Keep>), DeviceError> {
+    fn take_passing(&mut self, bytes: u64) -> Result<(Span, Box<dyn Keep>), DeviceError> {
         let device = Arc::clone(&self.device);
         // A slab that cannot be had leaves the stream's own allocation to try.
         if let Ok(Some(block)) = self.passing.take(bytes, |slab| Memory::allocate(&device, slab)) {
             let span = Span::whole(block.memory()).part(block.offset()..block.offset() + bytes);
-            return Ok((span, Arc::new(block)));
+            return Ok((span, Box::new(block)));
         }
         let memory = Memory::allocate(&device, bytes)?;
-        Ok((Span::whole(&memory), memory))
+        Ok((Span::whole(&memory), Box::new(memory)))
     }
 
     fn take_cache(&mut self, bytes: u64) -> Result<Option<Block<Arc<Memory>>>, DeviceError> {
@@ -297,7 +327,7 @@ impl Tiers {
         });
         let before = self.entries.len();
         let readers = &self.readers;
-        self.entries.retain(|dataset, _| readers.contains_key(dataset));
+        self.entries.retain(|(dataset, _)| readers.contains_key(dataset));
         self.publish();
         self.entries.len() < before
     }

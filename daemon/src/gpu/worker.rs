@@ -21,11 +21,11 @@ use robocache_kernels::AssemblePlan;
 
 use crate::assemble::assemble;
 use crate::assemblers::Job;
-use crate::gpu::describe::Recipe;
+use crate::gpu::describe::{Recipe, View};
 use crate::gpu::device::{
     Device, DeviceError, Event, Launch, Memory, Output, Pinned, Progress, Span, StreamId,
 };
-use crate::gpu::tiers::{Held, Tiers, Views};
+use crate::gpu::tiers::{Held, Tiers};
 use crate::loader::Loader;
 
 /// Bursts enqueued and not done.
@@ -88,9 +88,8 @@ struct Prepared {
 /// Where a batch's sources are.
 struct Sources {
     held: Held,
-    /// By sample, which of `views`.
-    of_sample: Vec<usize>,
-    views: Vec<Views>,
+    /// `[samples][positions of the recipe]`
+    views: Vec<View>,
 }
 
 impl Worker {
@@ -157,33 +156,18 @@ impl Worker {
         let recipe = recipe(&loader);
         self.tiers.reads(&loader);
         let mut held = Held::default();
-        // Samples of one episode stand together in this order; each episode is looked up once.
-        let mut order: Vec<usize> = (0..job.samples.len()).collect();
-        order.sort_unstable_by_key(|&row| job.samples[row].place.episode);
-        let same = |a: &usize, b: &usize| job.samples[*a].place.episode == job.samples[*b].place.episode;
-        let (mut views, mut of_sample) = (Vec::new(), vec![0; job.samples.len()]);
-        for rows in order.chunk_by(same) {
-            let sample = &job.samples[rows[0]];
-            for &row in rows {
-                of_sample[row] = views.len();
-            }
-            let stream_of = |nth: usize| {
-                let position = loader.plan.streams[nth];
-                (position, sample.columns.stream(position))
-            };
-            let (key, samples) = ((loader.dataset.id(), sample.place.episode), rows.len() as u64);
-            match self.tiers.prepare(key, &recipe.streams, &stream_of, samples, &mut held) {
-                Ok(ready) => views.push(ready),
-                Err(error) => {
-                    let episode = loader.dataset.dataset().episodes()[sample.place.episode as usize].index;
-                    return Err(format!("episode {episode} cannot be brought to the GPU: {error}"));
-                }
-            }
-        }
+        let episodes: Vec<u32> = job.samples.iter().map(|sample| sample.place.episode).collect();
+        let stream_of = |row: usize, position: usize| job.samples[row].columns.stream(position);
+        let dataset = loader.dataset.id();
+        let views = self.tiers.prepare(dataset, &recipe.positions, &episodes, &stream_of, &mut held);
+        let views = views.map_err(|(row, error)| {
+            let episode = loader.dataset.dataset().episodes()[episodes[row] as usize].index;
+            format!("episode {episode} cannot be brought to the GPU: {error}")
+        })?;
         // What lies on the host is filled here and now: text codes.
         assemble(&loader.plan, loader.dataset.dataset(), &job.samples, job.filling.bytes_mut());
         job.filling.set_ids(job.samples.iter().map(|sample| sample.anchor));
-        Ok(Sources { held, of_sample, views })
+        Ok(Sources { held, views })
     }
 
     /// Enqueues what was prepared, as one upload of descriptors and a launch for each batch.
@@ -233,10 +217,16 @@ impl Worker {
         let mut encoded: Vec<u8> = Vec::with_capacity(usize::try_from(bytes).unwrap_or(0));
         for ((one, loader), (_, plan, at)) in prepared.iter().zip(loaders).zip(described) {
             encoded.resize(usize::try_from(*at).expect("descriptors fit memory"), 0);
-            let view = |row: usize, nth: usize| one.sources.views[one.sources.of_sample[row]].get(nth);
             let at = robocache_kernels::DevicePtr(span.address().0 + at);
             recipe(loader)
-                .encode(loader.dataset.dataset(), plan, &one.job.samples, at, &view, &mut encoded)
+                .encode(
+                    loader.dataset.dataset(),
+                    plan,
+                    &one.job.samples,
+                    at,
+                    &one.sources.views,
+                    &mut encoded,
+                )
                 .map_err(|error| self.bug("describing a batch", &error.to_string()))?;
         }
         descriptors.pinned.write(0, &encoded);

@@ -87,7 +87,7 @@ fn tiers(bench: &Bench, cache: u64, pinned: u64) -> (Tiers, Arc<TierCounters>) {
 fn prepare(tiers: &mut Tiers, episode: u32) -> Result<(), DeviceError> {
     let stream = stream(1000, u64::from(episode));
     let mut held = Held::default();
-    tiers.prepare((0, episode), &[0], &|_| (0, &stream), 1, &mut held).map(drop)
+    tiers.prepare(0, &[0], &[episode], &|_, _| &stream, &mut held).map(drop).map_err(|(_, error)| error)
 }
 
 fn count(counter: &AtomicU64) -> u64 {
