@@ -2,7 +2,8 @@
 //!
 //! First the kernels against the CPU twin, on fresh random data, with poisoned outputs; any difference ends the
 //! program with exit code 1. Then their times, as graph replays over more memory than the L2 cache holds, beside a
-//! thread-per-element kernel and the device's own copy. `SEED=n` repeats a run, `ONLY=agree` or `ONLY=speed` runs a half.
+//! thread-per-element kernel and the device's own copy. `SEED=n` repeats a run, `ONLY=agree` or `ONLY=speed` runs a half,
+//! `ONLY=assemble`, `large` or `fuse` a part of the former (for compute-sanitizer, which takes its time).
 
 #![expect(
     clippy::cast_possible_truncation,
@@ -31,12 +32,17 @@ fn run() -> anyhow::Result<()> {
     let gpu = gpu::Gpu::open()?;
     let only = std::env::var("ONLY").unwrap_or_default();
     let mut random = random::Random::from_environment()?;
-    if only != "speed" {
+    let wanted = |half: &str, part: &str| only.is_empty() || only == half || only == part;
+    if wanted("agree", "assemble") {
         agree::assemble(&gpu, &mut random)?;
+    }
+    if wanted("agree", "large") {
         agree::large(&gpu, &mut random)?;
+    }
+    if wanted("agree", "fuse") {
         agree::fuse(&gpu, &mut random)?;
     }
-    if only != "agree" {
+    if wanted("speed", "speed") {
         speed::measure(&gpu, &mut random)?;
     }
     Ok(())
