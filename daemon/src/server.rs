@@ -61,6 +61,10 @@ pub fn run(options: ServeOptions) -> Result<(), ServeError> {
     let assemblers = config.threads.assemblers.map_or(cpus, usize::from);
     let budget = budget(config);
     let store = Store::new(budget);
+    // What is needed now is read whatever the budget says, but no file may take more than the host has.
+    if let Some(usable) = Memory::now().usable() {
+        robocache_formats::limit_decoding(usable / 2);
+    }
     let reader_threads = start_readers(&store, readers)?;
     let host = Arc::new(Host {
         catalog: Catalog::new(Arc::clone(&store), config.datasets.clone()),

@@ -46,6 +46,8 @@ pub struct Store {
     /// There is something to read, or the store closes.
     work: Condvar,
     closing: AtomicBool,
+    /// Held by a read that waits for the memory of others.
+    crowded: Mutex<()>,
     counters: Counters,
     next_dataset: AtomicU64,
 }
@@ -70,6 +72,7 @@ impl Store {
             settled: Condvar::new(),
             work: Condvar::new(),
             closing: AtomicBool::new(false),
+            crowded: Mutex::new(()),
             counters: Counters::default(),
             next_dataset: AtomicU64::new(0),
         })

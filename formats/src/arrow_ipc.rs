@@ -24,6 +24,7 @@ use arrow::ipc::{
 use crate::contain::contain;
 use crate::error::ReadError;
 use crate::map::Mapping;
+use crate::memory::Taken;
 use crate::parquet::{check_ranges, check_rows};
 use crate::table::Table;
 
@@ -91,7 +92,9 @@ impl ArrowTable {
         })
     }
 
-    fn decode(&self, columns: &[usize], ranges: &[Range<usize>]) -> Result<Vec<Vec<ArrayRef>>, ArrowError> {
+    fn decode(&self, columns: &[usize], ranges: &[Range<usize>]) -> Result<Vec<Vec<ArrayRef>>, ReadError> {
+        let failed = |source| ReadError::Arrow { path: self.path.clone(), source };
+        let (mut taken, mut held) = (Taken::nothing(), 0_u64);
         let buffer = self.mapping.buffer();
         // The decoder wants the projection in the schema's order.
         let mut projection = columns.to_vec();
@@ -100,7 +103,10 @@ impl ArrowTable {
             FileDecoder::new(Arc::clone(&self.schema), self.version).with_projection(projection.clone());
         if columns.iter().any(|&column| has_dictionary(self.schema.field(column))) {
             for block in &self.dictionaries {
-                decoder.read_dictionary(block, &body_checked(buffer, block)?)?;
+                let (body, unpacked) = body_checked(buffer, block).map_err(failed)?;
+                held = held.saturating_add(unpacked);
+                taken.hold(&self.path, held)?;
+                decoder.read_dictionary(block, &body).map_err(failed)?;
             }
         }
         let mut chunks = vec![Vec::new(); columns.len()];
@@ -114,13 +120,20 @@ impl ArrowTable {
             if overlaps.peek().is_none() {
                 continue;
             }
-            let decoded = decoder
-                .read_record_batch(&batch.block, &body_checked(buffer, &batch.block)?)?
-                .ok_or_else(|| broken("a record batch without a header"))?;
+            let (body, unpacked) = body_checked(buffer, &batch.block).map_err(failed)?;
+            taken.hold(&self.path, held.saturating_add(unpacked))?;
+            let decoded = decoder.read_record_batch(&batch.block, &body).map_err(failed)?;
+            let decoded = decoded.ok_or_else(|| failed(broken("a record batch without a header")))?;
+            if unpacked > 0 {
+                // Of the columns asked for alone.
+                let columns = decoded.columns().iter().map(|column| column.get_array_memory_size() as u64);
+                held = held.saturating_add(columns.sum::<u64>().min(unpacked));
+                taken.hold(&self.path, held)?;
+            }
             for overlap in overlaps {
                 for (chunks, column) in chunks.iter_mut().zip(columns) {
-                    let at =
-                        projection.binary_search(column).map_err(|_at| broken("a column asked for twice"))?;
+                    let at = projection.binary_search(column);
+                    let at = at.map_err(|_at| failed(broken("a column asked for twice")))?;
                     chunks.push(decoded.column(at).slice(overlap.start - batch.first_row, overlap.len()));
                 }
             }
@@ -145,10 +158,7 @@ impl Table for ArrowTable {
     fn read(&self, columns: &[usize], ranges: &[Range<usize>]) -> Result<Vec<Vec<ArrayRef>>, ReadError> {
         self.mapping.check().map_err(|source| ReadError::Io { path: self.path.clone(), source })?;
         check_ranges(self, ranges)?;
-        contain(&self.path, || {
-            self.decode(columns, ranges)
-                .map_err(|source| ReadError::Arrow { path: self.path.clone(), source })
-        })
+        contain(&self.path, || self.decode(columns, ranges))
     }
 }
 
@@ -284,8 +294,9 @@ fn message_at<'a>(buffer: &'a Buffer, block: &Block) -> Result<Message<'a>, Arro
         .map_err(|error| broken(&format!("metadata at byte {start} cannot be read: {error}")))
 }
 
-/// A block's bytes, once every buffer it declares has been found to lie in its body and to have a possible size.
-fn body_checked(buffer: &Buffer, block: &Block) -> Result<Buffer, ArrowError> {
+/// A block's bytes, once every buffer it declares has been found to lie in its body and to have a possible size, and
+/// how many those that are compressed unpack to.
+fn body_checked(buffer: &Buffer, block: &Block) -> Result<(Buffer, u64), ArrowError> {
     let message = message_at(buffer, block)?;
     let batch = match message.header_type() {
         MessageHeader::DictionaryBatch => message.header_as_dictionary_batch().and_then(|batch| batch.data()),
@@ -338,7 +349,7 @@ fn body_checked(buffer: &Buffer, block: &Block) -> Result<Buffer, ArrowError> {
             )));
         }
     }
-    Ok(buffer.slice_with_length(start, end - start))
+    Ok((buffer.slice_with_length(start, end - start), total))
 }
 
 fn has_dictionary(field: &Field) -> bool {

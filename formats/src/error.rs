@@ -60,6 +60,11 @@ pub enum ReadError {
     Null { path: PathBuf, column: String, row: usize, what: String },
     #[error("{path:?}: {what} would take {bytes} bytes, more than the {limit} that can be right for it")]
     TooLarge { path: PathBuf, what: String, bytes: u128, limit: u128 },
+    #[error(
+        "{path:?} takes {bytes} bytes decoded, {others} more are being read, and the memory for that is {limit}: ask for \
+         fewer of its columns, or give the host or its control group more"
+    )]
+    NoRoom { path: PathBuf, bytes: u64, others: u64, limit: u64 },
     #[error("{path:?} has {found} rows where the metadata says {wanted}")]
     RowCount { path: PathBuf, wanted: usize, found: usize },
     #[error("{path:?}: row {row} belongs to episode {found}, the metadata says {wanted}")]

@@ -23,6 +23,7 @@ mod lerobot_meta;
 mod lerobot_v3;
 mod manifest;
 mod map;
+mod memory;
 mod nested;
 mod pages;
 mod parquet;
@@ -42,6 +43,7 @@ pub use draft::draft_manifest;
 pub use error::{OpenError, ReadError};
 pub use filter::{FilterError, Wanted};
 pub use manifest::{Arrangement, FILE_NAME, FramesDecl, Manifest, ManifestError, StreamDecl, Time};
+pub use memory::limit_decoding;
 pub use stats::{BINS, Gap, StreamStats, stats, stream_stats};
 pub use time::{Duplicates, Order, TimeError, Unit};
 

@@ -21,6 +21,7 @@ use parquet::file::metadata::{PageIndexPolicy, ParquetMetaDataReader};
 
 use crate::contain::contain;
 use crate::error::ReadError;
+use crate::memory::Taken;
 use crate::pages::Guarded;
 use crate::table::Table;
 
@@ -147,6 +148,7 @@ impl Table for ParquetTable {
         let batch_rows = (CHUNK_ELEMENTS / most.div_ceil(group_rows).max(1)).clamp(1, wanted_rows);
         let file = open_file(&self.path)?;
         let footer = if selection.is_some() { self.indexed()? } else { &self.footer };
+        let mut taken = Taken::nothing();
         let chunks = contain(&self.path, || {
             let broken = |source| ReadError::Parquet { path: self.path.clone(), source };
             let pages = Guarded::pages(file, footer.metadata(), &groups, &leaves).map_err(broken)?;
@@ -164,6 +166,7 @@ impl Table for ParquetTable {
                 // A string of a dictionary may stand for every row: only here it shows how much text that is.
                 bytes += batch.get_array_memory_size() as u128;
                 self.check_bytes("what its columns unpack to", bytes)?;
+                taken.hold(&self.path, u64::try_from(bytes).unwrap_or(u64::MAX))?;
                 for (chunks, column) in chunks.iter_mut().zip(batch.columns()) {
                     chunks.push(column.clone());
                 }

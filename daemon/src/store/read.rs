@@ -6,7 +6,7 @@
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use robocache_formats::{ReadError, Stream};
 
@@ -14,6 +14,14 @@ use super::Store;
 use super::dataset::DatasetStore;
 use super::ledger::{Job, Ledger};
 use super::want::Need;
+
+/// How long to let other reads go on where there was no memory beside them.
+const CROWDED: Duration = Duration::from_millis(5);
+
+/// Whether a read failed for the memory that other reads took.
+fn crowded<T, P>(read: &Result<Result<T, ReadError>, P>) -> bool {
+    matches!(read, Ok(Err(ReadError::NoRoom { others: 1.., .. })))
+}
 
 impl Store {
     /// What one reader thread does until the store closes.
@@ -41,7 +49,16 @@ impl Store {
         let episodes: Vec<usize> = job.episodes.iter().map(|&e| e as usize).collect();
         let dataset = job.dataset.dataset();
         // `formats` contains panics of the decoders; one of our own must not leave the episodes loading for ever.
-        let read = std::panic::catch_unwind(AssertUnwindSafe(|| dataset.read(&episodes, &job.streams)));
+        let attempt = || std::panic::catch_unwind(AssertUnwindSafe(|| dataset.read(&episodes, &job.streams)));
+        let mut read = attempt();
+        if crowded(&read) {
+            // Those that found no room beside others take turns, so that each has it in the end.
+            let _turn = self.crowded.lock();
+            while crowded(&read) && !self.closing.load(Ordering::SeqCst) {
+                std::thread::sleep(CROWDED);
+                read = attempt();
+            }
+        }
         let elapsed = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.counters.read_ns.fetch_add(elapsed, Ordering::Relaxed);
         let mut ledger = self.ledger.lock();
