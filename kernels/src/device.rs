@@ -1,4 +1,4 @@
-//! What the GPU kernels are told: descriptors in the layout that `cuda/*.cu` declares, and how work is cut in tiles.
+//! What `assemble` on a GPU is told: descriptors in the layout that its source declares, and how work is cut in tiles.
 //!
 //! Owns the byte layout (each `encode` names the struct it mirrors; `gpu_check` proves they agree) and the checks
 //! that make a launch's sizes possible. Addresses here are numbers: nothing is read, `launch.rs` takes the risk.
@@ -69,12 +69,12 @@ const MAX_TILE: usize = 128;
 /// the chip with a small batch.
 const PACKS_PER_THREAD: usize = 4;
 /// Blocks of a multiprocessor, by registers: `assemble`, `resample` of elements of 2 bytes, of larger ones.
-const PLACES: [usize; 3] = [4, 6, 4];
+pub(crate) const PLACES: [usize; 3] = [4, 6, 4];
 
 /// Targets of a tile, for rows of `row_bytes` and a chip with so many `places` for blocks. All blocks of a small batch
 /// have a place at once, since a second round would take as long as the first; each block reads and searches the times
 /// anew, so there are no more than that needs.
-fn tile(steps: usize, samples: usize, row_bytes: usize, places: usize) -> usize {
+pub(crate) fn tile(steps: usize, samples: usize, row_bytes: usize, places: usize) -> usize {
     let packs = row_bytes.div_ceil(16);
     let by_work = (PACKS_PER_THREAD * THREADS as usize / packs).clamp(1, MAX_TILE);
     // At least one pack for each thread, even where that leaves few blocks.
@@ -84,15 +84,15 @@ fn tile(steps: usize, samples: usize, row_bytes: usize, places: usize) -> usize 
 }
 
 /// 2^32 / `tiles`, as far as it fits: with it a block finds its sample by multiplying.
-fn reciprocal(tiles: u32) -> u32 {
+pub(crate) fn reciprocal(tiles: u32) -> u32 {
     u32::try_from((1_u64 << 32) / u64::from(tiles)).unwrap_or(u32::MAX)
 }
 
-fn u32_of(what: &'static str, found: usize) -> Result<u32, PlanError> {
+pub(crate) fn u32_of(what: &'static str, found: usize) -> Result<u32, PlanError> {
     u32::try_from(found).map_err(|_too_large| PlanError::TooLarge { what, found })
 }
 
-fn block_count(blocks: u64) -> Result<u32, PlanError> {
+pub(crate) fn block_count(blocks: u64) -> Result<u32, PlanError> {
     u32::try_from(blocks)
         .ok()
         .filter(|&blocks| blocks <= i32::MAX.unsigned_abs())
@@ -203,107 +203,6 @@ impl Anchor {
     }
 }
 
-/// One stream of a fusion: `src` `[B, rows, dim]` and `times` `[B, rows]`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FuseStream {
-    pub src: DevicePtr,
-    pub times: DevicePtr,
-    pub rows: usize,
-    pub dim: usize,
-}
-
-/// What a fusion makes: `out` `[batch, steps, sum of dim]` of dtype `values`, at `targets` `[batch, steps]` of dtype
-/// `times`. All streams have these dtypes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FuseTargets {
-    pub out: DevicePtr,
-    pub targets: DevicePtr,
-    pub batch: usize,
-    pub steps: usize,
-    pub values: DType,
-    pub times: DType,
-}
-
-/// `out[batch, steps, sum of dim]` from streams, at `targets[batch, steps]`: the parameter of `resample_*`.
-#[derive(Debug, Clone)]
-pub struct FusePlan {
-    /// The parameter, in words of its alignment.
-    pub(crate) words: Vec<u64>,
-    pub(crate) blocks: u32,
-    /// Where the kernel stands: by value dtype, time dtype, and few or many streams.
-    pub(crate) kernel: [usize; 3],
-}
-
-/// Streams that one launch takes, by kernel: parameters of a launch end at 4 KiB.
-pub const FUSE_STREAMS: [usize; 2] = [8, 80];
-pub(crate) const VALUES: [(DType, &str); 4] =
-    [(DType::Float16, "f16"), (DType::BFloat16, "bf16"), (DType::Float32, "f32"), (DType::Float64, "f64")];
-pub(crate) const TIMES: [(DType, &str); 3] =
-    [(DType::Float32, "f32"), (DType::Float64, "f64"), (DType::Int64, "i64")];
-
-impl FusePlan {
-    /// Cuts the work into blocks for a GPU of so many multiprocessors. One stream is `resample`.
-    pub fn new(streams: &[FuseStream], onto: FuseTargets, multiprocessors: u32) -> Result<Self, PlanError> {
-        let FuseTargets { out, targets, batch, steps, values, times } = onto;
-        let value = VALUES.iter().position(|&(dtype, _)| dtype == values);
-        let value = value.ok_or(PlanError::Values { found: values })?;
-        let time = TIMES.iter().position(|&(dtype, _)| dtype == times);
-        let time = time.ok_or(PlanError::Times { found: times })?;
-        let many = FUSE_STREAMS.iter().position(|&most| streams.len() <= most);
-        let many = many.ok_or(PlanError::TooManyStreams { found: streams.len(), most: FUSE_STREAMS[1] })?;
-        for (what, found) in
-            [("the list of streams", streams.len()), ("the batch", batch), ("targets", steps)]
-        {
-            if found == 0 {
-                return Err(PlanError::Empty { what });
-            }
-        }
-        let size = values.size_bytes();
-        let places = PLACES[if size == 2 { 1 } else { 2 }] * multiprocessors as usize;
-        let width: usize = streams.iter().map(|stream| stream.dim).sum();
-        let pair = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
-        // mirrors Plan and Stream in cuda/resample.cu
-        let n_streams = u32_of("streams", streams.len())?;
-        let mut words = vec![
-            out.0,
-            targets.0,
-            pair(u32_of("targets", steps)?, u32_of("width", width)?),
-            pair(n_streams, 0),
-        ];
-        let (mut blocks, mut column) = (0_u64, 0_usize);
-        for stream in streams {
-            if stream.rows == 0 || stream.dim == 0 {
-                return Err(PlanError::Empty {
-                    what: if stream.rows == 0 { "a stream" } else { "a stream's row" },
-                });
-            }
-            let rows_per_tile = tile(steps, batch, stream.dim * size, places);
-            let tiles = u32_of("targets", steps)?.div_ceil(u32_of("targets", rows_per_tile)?);
-            let fits = |bytes: usize| {
-                let all = [stream.dim * size, column * size, width * size].iter().all(|n| n % bytes == 0);
-                all && bytes > size && (out.0 | stream.src.0).is_multiple_of(bytes as u64)
-            };
-            let pack = [16, 8].into_iter().find(|&bytes| fits(bytes)).map_or(1, |bytes| bytes / size);
-            words.extend([
-                stream.src.0,
-                stream.times.0,
-                pair(u32_of("rows", stream.rows)?, u32_of("dim", stream.dim)?),
-                pair(u32_of("targets", rows_per_tile)?, tiles),
-                pair(block_count(blocks)?, u32_of("width", column)?),
-                // pack and rows_a_turn are halves of a word; both are at most THREADS.
-                pair(
-                    u32_of("pack", pack | (THREADS as usize / (stream.dim / pack)) << 16)?,
-                    reciprocal(tiles),
-                ),
-            ]);
-            column += stream.dim;
-            blocks = blocks.saturating_add(u64::from(tiles).saturating_mul(batch as u64));
-        }
-        words.resize(4 + 6 * FUSE_STREAMS[many], 0);
-        Ok(Self { words, blocks: block_count(blocks)?, kernel: [value, time, many] })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -322,32 +221,5 @@ mod tests {
         assert_eq!(tile(1_000_000, 64, 4, 792), MAX_TILE);
         assert_eq!(tile(8, 8, 1 << 20, 792), 1);
         assert_eq!(tile(8, 1000, 512, 792), 8, "more samples than places");
-    }
-
-    #[test]
-    fn plans_that_no_launch_could_hold_are_refused() {
-        let stream = FuseStream { src: DevicePtr(16), times: DevicePtr(16), rows: 1, dim: 1 };
-        let plan = |streams: &[FuseStream], batch, values, times| {
-            let at = DevicePtr(16);
-            FusePlan::new(streams, FuseTargets { out: at, targets: at, batch, steps: 5, values, times }, 132)
-        };
-        let (f32s, i64s) = (DType::Float32, DType::Int64);
-        assert!(matches!(plan(&[], 1, f32s, i64s), Err(PlanError::Empty { .. })));
-        assert!(matches!(plan(&[stream], 0, f32s, i64s), Err(PlanError::Empty { .. })));
-        assert!(matches!(
-            plan(&[stream; 81], 1, f32s, i64s),
-            Err(PlanError::TooManyStreams { found: 81, most: 80 })
-        ));
-        assert!(matches!(plan(&[stream], 1, i64s, i64s), Err(PlanError::Values { .. })));
-        assert!(matches!(plan(&[stream], 1, f32s, DType::Int32), Err(PlanError::Times { .. })));
-        assert!(matches!(plan(&[stream], 1 << 31, f32s, i64s), Err(PlanError::TooManyBlocks { .. })));
-        assert!(matches!(
-            plan(&[FuseStream { rows: 1 << 32, ..stream }], 1, f32s, i64s),
-            Err(PlanError::TooLarge { what: "rows", .. })
-        ));
-        assert_eq!(
-            plan(&[stream; 9], 1, f32s, i64s).map(|plan| plan.words.len() * 8).ok(),
-            Some(32 + 80 * 48)
-        );
     }
 }

@@ -119,9 +119,9 @@ mod tests {
                 bytes.windows(name.len()).any(|window| window == name.as_bytes())
             };
             assert!(has(Source::Assemble, "assemble"), "{}", image.name);
-            for (_, value) in crate::device::VALUES {
-                for (_, time) in crate::device::TIMES {
-                    for most in crate::device::FUSE_STREAMS {
+            for (_, value) in crate::fuse::VALUES {
+                for (_, time) in crate::fuse::TIMES {
+                    for most in crate::fuse::FUSE_STREAMS {
                         let name = format!("resample_{value}_{time}_{most}");
                         assert!(has(Source::Resample, &name), "{} {name}", image.name);
                     }

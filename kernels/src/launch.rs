@@ -1,7 +1,7 @@
 //! Loads the kernels into a CUDA context and launches them.
 //!
 //! Owns the modules of one context and the only calls into the driver. What is launched was cut and checked in
-//! `device.rs`; whether addresses point to what they should is the caller's word, and the launches are unsafe for it.
+//! `device.rs` and `fuse.rs`; whether addresses point to what they should is the caller's word, and the launches are unsafe for it.
 //! A launch only enqueues: it neither waits nor allocates, and can be captured into a CUDA graph.
 
 #![expect(unsafe_code, reason = "the CUDA driver's interface")]
@@ -11,7 +11,8 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, DriverError, result, sys};
 
-use crate::device::{AssemblePlan, DevicePtr, FUSE_STREAMS, FusePlan, THREADS, TIMES, VALUES};
+use crate::device::{AssemblePlan, DevicePtr, THREADS};
+use crate::fuse::{FUSE_STREAMS, FusePlan, TIMES, VALUES};
 use crate::images::{Image, Source};
 
 /// Why kernels cannot be loaded or launched.

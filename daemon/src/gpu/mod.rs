@@ -12,6 +12,7 @@ pub mod describe;
 pub mod device;
 pub mod feed;
 pub mod host;
+mod resident;
 pub mod ring;
 pub mod sim;
 pub mod staging;

@@ -28,6 +28,7 @@ use robocache_types::Clock;
 use crate::gpu::arena::{Arena, Block};
 use crate::gpu::describe::View;
 use crate::gpu::device::{Device, DeviceError, Memory, Pinned, Span, StreamId};
+use crate::gpu::resident::{Entry, Keep, Resident, Tier};
 use crate::gpu::staging::{Staging, write_stamps};
 use crate::loader::Loader;
 
@@ -68,55 +69,6 @@ pub struct Tiers {
     readers: HashMap<u64, Vec<Weak<Loader>>>,
     counters: Arc<TierCounters>,
 }
-
-/// What of a dataset is here. It is looked at for every sample, so that it is found without hashing or following.
-#[derive(Debug, Default)]
-struct Resident {
-    /// By stream (its place in the dataset), and then by episode.
-    streams: Vec<(usize, Vec<Option<Entry>>)>,
-    /// Their memory.
-    keep: Vec<Box<dyn Keep>>,
-}
-
-impl Resident {
-    fn add(&mut self, position: usize, episode: u32, entry: Entry, keep: Box<dyn Keep>) {
-        let known = self.streams.iter().position(|(place, _)| *place == position);
-        let known = known.unwrap_or_else(|| {
-            self.streams.push((position, Vec::new()));
-            self.streams.len() - 1
-        });
-        let (episodes, episode) = (&mut self.streams[known].1, episode as usize);
-        if episodes.len() <= episode {
-            episodes.resize(episode + 1, None);
-        }
-        episodes[episode] = Some(entry);
-        self.keep.push(keep);
-    }
-
-    /// By episode.
-    fn stream(&self, position: usize) -> &[Option<Entry>] {
-        self.streams.iter().find(|(place, _)| *place == position).map_or(&[], |(_, episodes)| episodes)
-    }
-}
-
-/// Where one stream of one episode lies.
-#[derive(Debug, Clone, Copy)]
-struct Entry {
-    view: View,
-    tier: Tier,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Tier {
-    Cache,
-    Pinned,
-    Passing,
-}
-
-/// Memory that stays as it is while this is held.
-trait Keep: std::fmt::Debug + Send + Sync {}
-impl<M: std::fmt::Debug + Send + Sync> Keep for Block<M> {}
-impl Keep for Arc<Memory> {}
 
 /// What passes for a batch, held until it is made.
 #[derive(Debug, Default)]
