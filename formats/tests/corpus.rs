@@ -31,6 +31,18 @@ fn every_table_of_the_corpus_is_a_table_or_an_error() {
 }
 
 #[test]
+fn every_lerobot_dataset_of_the_corpus_is_a_dataset_or_an_error() {
+    each("lerobot", 300, |data| {
+        bodies::lerobot(data);
+    });
+    for name in ["v20", "v21", "v30"] {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/lerobot").join(name);
+        let streams = bodies::lerobot(&std::fs::read(path).unwrap());
+        assert_eq!(streams, 2 * 9, "{name}: every stream of both episodes");
+    }
+}
+
+#[test]
 fn every_manifest_of_the_corpus_is_a_manifest_or_an_error() {
     each("manifest", 1000, bodies::manifest);
 }

@@ -29,9 +29,47 @@ pub fn table(data: &[u8]) {
 }
 
 fn read(path: &Path, manifest: &str) {
-    let Ok(dataset) = Dataset::open(path, &OpenOptions { manifest: Some(manifest.to_owned()) }) else {
-        return;
-    };
+    if let Ok(dataset) = Dataset::open(path, &OpenOptions { manifest: Some(manifest.to_owned()) }) {
+        read_all(&dataset);
+    }
+}
+
+/// What begins each file of a directory, before its name and a line's end.
+const FILE: &[u8] = b"\0\0file ";
+/// A directory of more is no other code.
+const FILES: usize = 12;
+
+/// Any files are a LeRobot dataset or an error. `data` holds them one after another, each begun by [`FILE`]. Streams that
+/// were read whole, in all episodes.
+pub fn lerobot(data: &[u8]) -> usize {
+    let root = tempfile::tempdir().expect("a temporary directory");
+    let mut rest = data;
+    for _ in 0..FILES {
+        let Some(start) = find(rest, FILE) else { break };
+        let file = &rest[start + FILE.len()..];
+        let body = &file[..find(file, FILE).unwrap_or(file.len())];
+        rest = &file[body.len()..];
+        let Some(end) = find(body, b"\n") else { continue };
+        let Ok(name) = std::str::from_utf8(&body[..end]) else { continue };
+        let plain = |part| matches!(part, std::path::Component::Normal(name) if name.len() < 100);
+        if name.is_empty() || name.contains('\0') || !Path::new(name).components().all(plain) {
+            continue;
+        }
+        let path = root.path().join(name);
+        // A name that is another's directory is left out.
+        if std::fs::create_dir_all(path.parent().expect("below the root")).is_ok() {
+            std::fs::write(path, &body[end + 1..]).ok();
+        }
+    }
+    Dataset::open(root.path(), &OpenOptions::default()).map_or(0, |dataset| read_all(&dataset))
+}
+
+fn find(data: &[u8], what: &[u8]) -> Option<usize> {
+    data.windows(what.len()).position(|window| window == what)
+}
+
+fn read_all(dataset: &Dataset) -> usize {
+    let mut whole = 0;
     for episode in 0..dataset.episodes().len().min(EPISODES) {
         if let Ok((first, last)) = dataset.span(episode) {
             assert!(first <= last);
@@ -54,8 +92,10 @@ fn read(path: &Path, manifest: &str) {
                     assert!(usize::try_from(*code).is_ok_and(|code| code < texts.len()) || *code == -1);
                 }
             }
+            whole += 1;
         }
     }
+    whole
 }
 
 /// Any text is a manifest or an error; one that was checked says nothing that a reader would have to doubt.
