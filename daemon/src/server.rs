@@ -61,10 +61,7 @@ pub fn run(options: ServeOptions) -> Result<(), ServeError> {
     let assemblers = config.threads.assemblers.map_or(cpus, usize::from);
     let budget = budget(config);
     let store = Store::new(budget);
-    // What is needed now is read whatever the budget says, but no file may take more than the host has.
-    if let Some(usable) = Memory::now().usable() {
-        robocache_formats::limit_decoding(usable / 2);
-    }
+    limit_decoding(budget);
     let reader_threads = start_readers(&store, readers)?;
     let host = Arc::new(Host {
         catalog: Catalog::new(Arc::clone(&store), config.datasets.clone()),
@@ -121,6 +118,14 @@ fn join(thread: JoinHandle<()>) {
 
 fn budget(config: &Config) -> u64 {
     config.memory.map_or_else(|| Memory::now().default_budget(), |bytes| bytes.0)
+}
+
+/// What is needed now is read whatever the budget says, but no file may take more than the host has left, or than the
+/// user says that there is.
+fn limit_decoding(budget: u64) {
+    if let Some(usable) = Memory::now().usable() {
+        robocache_formats::limit_decoding(budget.max(usable / 2));
+    }
 }
 
 /// Takes all descriptors that this process may have: each client, ring and file under way needs some, and the usual

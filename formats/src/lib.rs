@@ -43,7 +43,7 @@ pub use draft::draft_manifest;
 pub use error::{OpenError, ReadError};
 pub use filter::{FilterError, Wanted};
 pub use manifest::{Arrangement, FILE_NAME, FramesDecl, Manifest, ManifestError, StreamDecl, Time};
-pub use memory::limit_decoding;
+pub use memory::{limit_decoding, wait_for_room};
 pub use stats::{BINS, Gap, StreamStats, stats, stream_stats};
 pub use time::{Duplicates, Order, TimeError, Unit};
 

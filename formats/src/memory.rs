@@ -4,7 +4,8 @@
 //! read in place from a mapping is not counted. A read gives back what it took, however it ends.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crate::error::ReadError;
 
@@ -13,19 +14,45 @@ static PROCESS: Meter = Meter::new();
 /// Lets all reads of this process together hold so many bytes of columns under way, `u64::MAX` at first. A read that
 /// would hold more fails with [`ReadError::NoRoom`]. Columns are copied once on their way: leave room for twice as much.
 pub fn limit_decoding(bytes: u64) {
-    PROCESS.limit.store(bytes, Ordering::Relaxed);
+    PROCESS.counts().limit = bytes;
+    PROCESS.freed.notify_all();
 }
 
-/// What is taken, and what may be. Relaxed: nothing else is read by these numbers.
+/// Waits until a read that takes `bytes` fits beside the others, or there are none, for at most `patience`: before a
+/// read that found no room is repeated. Whether it is so.
+pub fn wait_for_room(bytes: u64, patience: Duration) -> bool {
+    PROCESS.wait_for_room(bytes, patience)
+}
+
 #[derive(Debug)]
 struct Meter {
-    limit: AtomicU64,
-    taken: AtomicU64,
+    counts: Mutex<Counts>,
+    /// Something was given back.
+    freed: Condvar,
+}
+
+#[derive(Debug)]
+struct Counts {
+    limit: u64,
+    taken: u64,
 }
 
 impl Meter {
     const fn new() -> Self {
-        Self { limit: AtomicU64::new(u64::MAX), taken: AtomicU64::new(0) }
+        Self { counts: Mutex::new(Counts { limit: u64::MAX, taken: 0 }), freed: Condvar::new() }
+    }
+
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        // Each change of the numbers is whole.
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait_for_room(&self, bytes: u64, patience: Duration) -> bool {
+        let full = |counts: &mut Counts| {
+            counts.taken > 0 && counts.taken.checked_add(bytes).is_none_or(|all| all > counts.limit)
+        };
+        let waited = self.freed.wait_timeout_while(self.counts(), patience, full);
+        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
     }
 }
 
@@ -45,31 +72,28 @@ impl Taken<'static> {
 impl Taken<'_> {
     /// The read of `path` holds `bytes` in all, or would: if that is too much, what it held stays taken.
     pub(crate) fn hold(&mut self, path: &Path, bytes: u64) -> Result<(), ReadError> {
-        let Some(more) = bytes.checked_sub(self.bytes) else {
-            self.meter.taken.fetch_sub(self.bytes - bytes, Ordering::Relaxed);
-            self.bytes = bytes;
-            return Ok(());
+        let mut counts = self.meter.counts();
+        let others = counts.taken - self.bytes;
+        let Some(all) = others.checked_add(bytes).filter(|&all| all <= counts.limit || bytes <= self.bytes)
+        else {
+            return Err(ReadError::NoRoom { path: path.to_owned(), bytes, others, limit: counts.limit });
         };
-        let limit = self.meter.limit.load(Ordering::Relaxed);
-        let taken = self.meter.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |taken| {
-            taken.checked_add(more).filter(|&all| all <= limit)
-        });
-        match taken {
-            Ok(_before) => {
-                self.bytes = bytes;
-                Ok(())
-            }
-            Err(taken) => {
-                let others = taken.saturating_sub(self.bytes);
-                Err(ReadError::NoRoom { path: path.to_owned(), bytes, others, limit })
-            }
+        counts.taken = all;
+        drop(counts);
+        if bytes < self.bytes {
+            self.meter.freed.notify_all();
         }
+        self.bytes = bytes;
+        Ok(())
     }
 }
 
 impl Drop for Taken<'_> {
     fn drop(&mut self) {
-        self.meter.taken.fetch_sub(self.bytes, Ordering::Relaxed);
+        if self.bytes > 0 {
+            self.meter.counts().taken -= self.bytes;
+            self.meter.freed.notify_all();
+        }
     }
 }
 
@@ -80,7 +104,7 @@ mod tests {
     #[test]
     fn what_all_reads_hold_stays_within_the_limit_and_comes_back_when_they_end() {
         let meter = Meter::new();
-        meter.limit.store(100, Ordering::Relaxed);
+        meter.counts().limit = 100;
         let read = || Taken { meter: &meter, bytes: 0 };
         let path = Path::new("data/a.parquet");
         let (mut one, mut other) = (read(), read());
@@ -91,10 +115,16 @@ mod tests {
         assert!(error.to_string().contains("\"data/a.parquet\" takes 41 bytes decoded"), "{error}");
         one.hold(path, 59).unwrap();
         other.hold(path, 41).unwrap();
-        drop(one);
+        assert!(!meter.wait_for_room(1, Duration::from_millis(1)));
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| meter.wait_for_room(59, Duration::MAX));
+            drop(one);
+            assert!(waits.join().unwrap());
+        });
         other.hold(path, 100).unwrap();
         drop(other);
-        assert_eq!(meter.taken.load(Ordering::Relaxed), 0);
+        assert_eq!(meter.counts().taken, 0);
+        assert!(meter.wait_for_room(u64::MAX, Duration::ZERO), "alone it may try, and is told then");
         assert!(read().hold(path, u64::MAX).is_err());
     }
 }

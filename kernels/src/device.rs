@@ -68,8 +68,8 @@ const MAX_TILE: usize = 128;
 /// 16-byte accesses of a thread that a tile is cut for. More spread a block's search over more work, fewer fill
 /// the chip with a small batch.
 const PACKS_PER_THREAD: usize = 4;
-/// Blocks of a multiprocessor, by registers: `assemble`, `resample` of elements of 2 bytes, of larger ones.
-pub(crate) const PLACES: [usize; 3] = [4, 6, 4];
+/// Blocks of `assemble` that a multiprocessor holds at once: its launch bounds.
+const PLACES: usize = 4;
 
 /// Targets of a tile, for rows of `row_bytes` and a chip with so many `places` for blocks. All blocks of a small batch
 /// have a place at once, since a second round would take as long as the first; each block reads and searches the times
@@ -107,7 +107,7 @@ impl AssemblePlan {
                 what: if batch == 0 { "the batch" } else { "the list of columns" },
             });
         }
-        let places = PLACES[0] * multiprocessors as usize;
+        let places = PLACES * multiprocessors as usize;
         let mut fields = Vec::with_capacity(columns.len() * 64);
         let mut blocks = 0_u64;
         for column in columns {

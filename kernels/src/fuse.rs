@@ -5,7 +5,7 @@
 
 use robocache_types::DType;
 
-use crate::device::{DevicePtr, PLACES, PlanError, THREADS, block_count, reciprocal, tile, u32_of};
+use crate::device::{DevicePtr, PlanError, THREADS, block_count, reciprocal, tile, u32_of};
 
 /// One stream of a fusion: `src` `[B, rows, dim]` and `times` `[B, rows]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,7 +63,8 @@ impl FusePlan {
             }
         }
         let size = values.size_bytes();
-        let places = PLACES[if size == 2 { 1 } else { 2 }] * multiprocessors as usize;
+        // Blocks that a multiprocessor holds at once: the launch bounds, and what 56 registers a thread leave.
+        let places = if size == 2 { 6 } else { 4 } * multiprocessors as usize;
         let width: usize = streams.iter().map(|stream| stream.dim).sum();
         let pair = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
         // mirrors Plan and Stream in cuda/resample.cu

@@ -1,8 +1,8 @@
 //! Loads the kernels into a CUDA context and launches them.
 //!
 //! Owns the modules of one context and the only calls into the driver. What is launched was cut and checked in
-//! `device.rs` and `fuse.rs`; whether addresses point to what they should is the caller's word, and the launches are unsafe for it.
-//! A launch only enqueues: it neither waits nor allocates, and can be captured into a CUDA graph.
+//! `device.rs` and `fuse.rs`; whether addresses point to what they should is the caller's word, and the launches are
+//! unsafe for it. A launch only enqueues: it neither waits nor allocates, and can be captured into a CUDA graph.
 
 #![expect(unsafe_code, reason = "the CUDA driver's interface")]
 

@@ -20,7 +20,7 @@ use nix::sys::signalfd::SignalFd;
 use robocache_wire::fds::{Connection, Listener};
 use robocache_wire::message::{RefusalCode, ToClient};
 
-use super::{admit, budget, join};
+use super::{admit, budget, join, limit_decoding};
 use crate::catalog::Trust;
 use crate::config::{Config, ServeOptions};
 use crate::open::Host;
@@ -323,7 +323,9 @@ impl Server {
             self.host.catalog.rename(new.datasets.clone());
         }
         if new.memory != old.memory {
-            self.host.store.set_budget(budget(new));
+            let budget = budget(new);
+            self.host.store.set_budget(budget);
+            limit_decoding(budget);
         }
         let restart =
             |config: &Config| (config.socket.clone(), config.group.clone(), config.threads, config.gpu);

@@ -8,19 +8,22 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use robocache_formats::{ReadError, Stream};
+use robocache_formats::{ReadError, Stream, wait_for_room};
 
 use super::Store;
 use super::dataset::DatasetStore;
 use super::ledger::{Job, Ledger};
 use super::want::Need;
 
-/// How long to let other reads go on where there was no memory beside them.
-const CROWDED: Duration = Duration::from_millis(5);
+/// How soon a read that waits for memory notices that the store closes.
+const CROWDED: Duration = Duration::from_millis(100);
 
-/// Whether a read failed for the memory that other reads took.
-fn crowded<T, P>(read: &Result<Result<T, ReadError>, P>) -> bool {
-    matches!(read, Ok(Err(ReadError::NoRoom { others: 1.., .. })))
+/// What a read had come to when it failed for the memory that other reads took.
+fn crowded<T, P>(read: &Result<Result<T, ReadError>, P>) -> Option<u64> {
+    match read {
+        Ok(Err(ReadError::NoRoom { bytes, others: 1.., .. })) => Some(*bytes),
+        _ => None,
+    }
 }
 
 impl Store {
@@ -51,12 +54,15 @@ impl Store {
         // `formats` contains panics of the decoders; one of our own must not leave the episodes loading for ever.
         let attempt = || std::panic::catch_unwind(AssertUnwindSafe(|| dataset.read(&episodes, &job.streams)));
         let mut read = attempt();
-        if crowded(&read) {
+        if crowded(&read).is_some() {
             // Those that found no room beside others take turns, so that each has it in the end.
             let _turn = self.crowded.lock();
-            while crowded(&read) && !self.closing.load(Ordering::SeqCst) {
-                std::thread::sleep(CROWDED);
-                read = attempt();
+            while let Some(bytes) = crowded(&read)
+                && !self.closing.load(Ordering::SeqCst)
+            {
+                if wait_for_room(bytes, CROWDED) {
+                    read = attempt();
+                }
             }
         }
         let elapsed = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
