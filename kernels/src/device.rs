@@ -44,7 +44,7 @@ pub struct Column<'a> {
 /// The stream one sample of one column reads, in the GPU's memory.
 #[derive(Debug, Clone, Copy)]
 pub struct DeviceStream<'a> {
-    /// `[rows, dim]`, aligned to an element.
+    /// `[rows, dim]`, aligned to an element. Rows that the column does not read ([`FieldKernel::rows`]) need not be there.
     pub data: DevicePtr,
     /// Its clock. Only a uniform one's numbers and the count of rows are taken from here.
     pub clock: &'a Clock,

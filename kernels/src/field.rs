@@ -4,6 +4,8 @@
 //! every sample and neither allocates, fails nor logs. The rule for one target is in `bracket.rs`, the values'
 //! formulas in `float.rs` and `blend.rs`; docs/resampling.md states both for readers who want no code.
 
+use std::ops::Range;
+
 use robocache_types::{Clock, DType, Interp};
 
 use crate::bracket::{Axis, Finder, Pick, StampAxis, UniformAxis};
@@ -51,6 +53,8 @@ pub struct FieldKernel {
     field: Field,
     steps: usize,
     max_gap_ns: Option<u64>,
+    /// The least offset and the greatest.
+    ends: [i64; 2],
     /// Offsets are rows, each one more than the one before: the first of them.
     run_from: Option<i64>,
     values: Values,
@@ -126,6 +130,9 @@ impl FieldKernel {
                 u64::try_from(max_gap_ns).map_err(|_negative| FieldError::NegativeGap { max_gap_ns })
             })
             .transpose()?;
+        let ends = offsets.iter().fold([i64::MAX, i64::MIN], |[least, greatest], &offset| {
+            [least.min(offset), greatest.max(offset)]
+        });
         let run_from = match &field.offsets {
             Offsets::Rows(rows) if rows.windows(2).all(|two| two[0].checked_add(1) == Some(two[1])) => {
                 Some(rows[0])
@@ -138,7 +145,7 @@ impl FieldKernel {
             }
             _ => Values::Copied { row_bytes: dim * from.size_bytes() },
         };
-        Ok(Self { field, steps, max_gap_ns, run_from, values })
+        Ok(Self { field, steps, max_gap_ns, ends, run_from, values })
     }
 
     /// The field as it was asked for.
@@ -159,6 +166,26 @@ impl FieldKernel {
     /// Bytes of one sample: `steps * dim` elements of the target dtype.
     pub fn out_bytes(&self) -> usize {
         self.steps * self.field.dim * self.field.to.size_bytes()
+    }
+
+    /// The rows of a stream that one sample is made of, and perhaps one more: no other row is read.
+    pub fn rows(&self, clock: &Clock, anchor: Anchor) -> Range<usize> {
+        let count = clock.rows();
+        let pick = |offset: i64| match (&self.field.offsets, clock) {
+            (Offsets::Rows(_), _) => {
+                let row = usize::try_from(anchor.row.saturating_add(offset)).unwrap_or(0);
+                Pick::exactly(row.min(count - 1))
+            }
+            (Offsets::Times(_), Clock::Uniform(clock)) => {
+                self.finder(UniformAxis::new(*clock)).find(anchor.t_ns.saturating_add(offset)).0
+            }
+            (Offsets::Times(_), Clock::Stamps(stamps)) => {
+                self.finder(StampAxis::new(stamps)).find(anchor.t_ns.saturating_add(offset)).0
+            }
+        };
+        // Picks ascend with the targets.
+        let [first, last] = self.ends.map(pick);
+        first.row..(last.row + 2).min(count)
     }
 
     /// Writes one sample: `out` is `[steps, dim]` of the target dtype, `mask` is `[steps]` of 0 or 1 (padding).
@@ -217,6 +244,10 @@ impl FieldKernel {
         });
     }
 
+    fn finder<A: Axis>(&self, axis: A) -> Finder<A> {
+        Finder::new(axis, self.field.interp, self.max_gap_ns)
+    }
+
     fn take_times(
         &self,
         axis: impl Axis,
@@ -226,7 +257,7 @@ impl FieldKernel {
         out: &mut [u8],
         mask: Option<&mut [u8]>,
     ) {
-        let mut finder = Finder::new(axis, self.field.interp, self.max_gap_ns);
+        let mut finder = self.finder(axis);
         self.fill(data, offsets, out, mask, |offset| finder.find(anchor_ns.saturating_add(offset)));
     }
 

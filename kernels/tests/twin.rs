@@ -110,7 +110,15 @@ fn check_sample(field: &Field, clock: &Clock, data: &[u8], anchor: Anchor) -> Re
     let mut without_mask = vec![0x5a; kernel.out_bytes()];
     kernel.assemble(stream, anchor, &mut without_mask, None);
     prop_assert_eq!(&out, &without_mask, "two runs over two poisons");
+    let rows = kernel.rows(clock, anchor);
+    let row_bytes = data.len() / clock.rows();
+    let mut only = vec![0xff; data.len()];
+    let bytes = rows.start * row_bytes..rows.end * row_bytes;
+    only[bytes.clone()].copy_from_slice(&data[bytes]);
+    kernel.assemble(StreamView { clock, data: &only }, anchor, &mut without_mask, None);
+    prop_assert_eq!(&out, &without_mask, "from rows {:?} alone", rows);
 
+    let (mut least, mut greatest) = (usize::MAX, 0);
     let stamps: Vec<i64> = (0..clock.rows()).map(|row| clock.t_ns(row)).collect();
     let Field { dim, to, interp, .. } = *field;
     let (Offsets::Rows(offsets) | Offsets::Times(offsets)) = &field.offsets;
@@ -123,9 +131,12 @@ fn check_sample(field: &Field, clock: &Clock, data: &[u8], anchor: Anchor) -> Re
             let t = (i128::from(anchor.t_ns) + i128::from(offset)).clamp(i64::MIN.into(), i64::MAX.into());
             reference_time(&stamps, t as i64, interp, field.max_gap_ns)
         };
+        let (Target::Row(row) | Target::Between { row, .. }) = target;
+        (least, greatest) = (least.min(row), greatest.max(row));
         prop_assert_eq!(mask[step], u8::from(pad), "mask of step {} ({:?})", step, target);
         check_row(field, data, target, &out[step * dim * to.size_bytes()..][..dim * to.size_bytes()])?;
     }
+    prop_assert_eq!(rows, least..(greatest + 2).min(clock.rows()), "no more rows than are needed");
     Ok(())
 }
 

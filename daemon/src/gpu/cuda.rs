@@ -1,4 +1,4 @@
-//! The CUDA driver as the daemon's device: with `found` and `pinned` the only calls into it from this crate.
+//! The CUDA driver as the daemon's device: with its parts the only calls into it from this crate.
 //!
 //! Owns one primary context, its streams, events, allocations and kernels. Streams, events and allocations are kept in
 //! tables, so that an id or address that is none of ours is an error and never reaches the driver. Return codes are all
@@ -10,6 +10,7 @@
 
 #![expect(unsafe_code, reason = "the CUDA driver's interface")]
 
+mod copies;
 mod found;
 mod peer;
 mod pinned;
@@ -17,7 +18,6 @@ mod refusals;
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::c_char;
-use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock};
 
@@ -28,12 +28,13 @@ use parking_lot::{Mutex, RwLock};
 use robocache_kernels::{DevicePtr, Kernels, LaunchError};
 use robocache_wire::spec::{GpuKind, IpcHandle};
 
+use self::copies::{Copies, LEAST_BATCHED, LEAST_SINGLE, batches_copies};
 pub use self::found::Found;
 pub use self::peer::read_shared;
 use self::pinned::{CudaPinned, PinError};
 use self::refusals::{is_lost, name, no_context};
 use crate::gpu::device::{
-    Device, DeviceError, EventId, Facts, Launch, Pinned, Progress, RingShare, Span, StreamId,
+    Device, DeviceError, EventId, Facts, Launch, Pinned, Progress, RingShare, Span, StreamId, Upload,
 };
 
 /// Pages of the GPU's memory. An allocation that fills whole ones shares none with another.
@@ -47,6 +48,8 @@ pub struct CudaDevice {
     facts: Facts,
     label: String,
     kernels: Kernels,
+    /// The driver takes many copies by one call.
+    batches_copies: bool,
     streams: RwLock<Vec<Name<sys::CUstream_st>>>,
     events: RwLock<Events>,
     /// Bytes of each allocation, by address.
@@ -127,6 +130,8 @@ impl CudaDevice {
                 DeviceError::Unsupported { what: format!("{label}: {other}"), cure: "or use device \"cpu\"" }
             }
         })?;
+        let batches_copies =
+            batches_copies().map_err(|error| no_context(&label, "cuDriverGetVersion", error))?;
         let facts = Facts {
             kind: GpuKind::Cuda,
             ordinal,
@@ -135,11 +140,13 @@ impl CudaDevice {
             image: kernels.image().to_owned(),
             multiprocessors: kernels.multiprocessors(),
             memory_bytes: found.memory_bytes,
+            least_copy: if batches_copies { LEAST_BATCHED } else { LEAST_SINGLE },
         };
         let device = Arc::new(Self {
             facts,
             label,
             kernels,
+            batches_copies,
             streams: RwLock::default(),
             events: RwLock::default(),
             allocations: Mutex::default(),
@@ -351,32 +358,22 @@ impl Device for CudaDevice {
             .map_err(|error| self.failed("cuStreamSynchronize", "", error))
     }
 
-    fn upload(
-        &self,
-        stream: StreamId,
-        from: &dyn Pinned,
-        range: Range<u64>,
-        to: &Span,
-    ) -> Result<(), DeviceError> {
-        assert!(range.start <= range.end && range.end <= from.bytes(), "{range:?} of {} bytes", from.bytes());
-        assert_eq!(range.end - range.start, to.bytes(), "as much as fits `to`");
+    fn upload_all(&self, stream: StreamId, uploads: &[Upload]) -> Result<(), DeviceError> {
         self.enter()?;
-        if to.bytes() == 0 {
-            return Ok(());
+        let mut copies = Copies::default();
+        for Upload { from, to } in uploads.iter().filter(|upload| upload.to.bytes() > 0) {
+            self.own("cuMemcpyAsync", to)?;
+            if !contains(&self.pinned.lock(), from.0, to.bytes()) {
+                let what = format!("{} bytes at {:#x} are not memory it pinned", to.bytes(), from.0);
+                return Err(self.unknown("cuMemcpyAsync", what));
+            }
+            copies.push(to.address().0, from.0, to.bytes());
         }
-        self.own("cuMemcpyAsync", to)?;
-        let source = from.address().0 + range.start;
-        if !contains(&self.pinned.lock(), source, to.bytes()) {
-            let what = format!("{} bytes at {source:#x} are not memory it pinned", to.bytes());
-            return Err(self.unknown("cuMemcpyAsync", what));
-        }
-        let size = usize::try_from(to.bytes()).expect("an allocation's size was a usize");
         let stream = self.stream_of(stream)?;
-        // SAFETY: the tables say that both ranges are mapped in this context; with unified addresses the driver knows
-        // which is which. That they stay until the copy is done is the caller's duty, see above.
-        unsafe { sys::cuMemcpyAsync(to.address().0, source, size, stream) }
-            .result()
-            .map_err(|error| self.failed("cuMemcpyAsync", &format!("{size} bytes to the device"), error))
+        // SAFETY: the tables say that all ranges are mapped in this context; with unified addresses the driver knows
+        // which is which. That they stay until the copies are done is the caller's duty, see above.
+        unsafe { copies.enqueue(stream, self.batches_copies) }
+            .map_err(|(call, error)| self.failed(call, &copies.about(), error))
     }
 
     fn download(&self, from: &Span, to: &mut [u8]) -> Result<(), DeviceError> {

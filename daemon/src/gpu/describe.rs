@@ -7,10 +7,13 @@
 //! Columns computed from the anchor (`frame_index`, `t_ns`, ...) become streams of one row each, read from the end of
 //! the descriptors themselves, so that one launch writes the whole batch. Built on the host, uploaded as one piece.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use robocache_formats::Dataset;
-use robocache_kernels::{AssemblePlan, DevicePtr, DeviceStream, Field, FieldKernel, Offsets, PlanError};
+use robocache_kernels::{
+    Anchor, AssemblePlan, DevicePtr, DeviceStream, Field, FieldKernel, Offsets, PlanError,
+};
 use robocache_types::{Clock, DType, Interp, UniformClock};
 use robocache_wire::spec::Place;
 
@@ -42,12 +45,13 @@ struct Target {
     stream: Option<usize>,
     /// For a column computed from the anchor.
     index: Option<(Index, FieldKernel)>,
-    offsets: std::ops::Range<u64>,
+    offsets: Range<u64>,
 }
 
 /// Where a stream of an episode lies for the device; by default nowhere.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct View {
+    /// Where row 0 is, or would be if there were more than the rows that are read.
     pub data: DevicePtr,
     /// Where its clock has stamps.
     pub stamps: Option<DevicePtr>,
@@ -137,6 +141,20 @@ impl Recipe {
         fields + sources + anchors + (indices * plan.batch()) as u64 * VALUE_BYTES
     }
 
+    /// The rows that a sample is made of, of one of the recipe's streams.
+    pub fn rows(&self, sample: &Sample, position: usize) -> Range<usize> {
+        let clock = &sample.columns.stream(self.positions[position]).clock;
+        let (anchor, _) = self.anchor(sample);
+        let of_stream = self.columns.iter().filter(|target| target.stream == Some(position));
+        let rows = of_stream.map(|target| self.kernel(target).rows(clock, anchor));
+        rows.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)).expect("each stream is some column's")
+    }
+
+    fn anchor<'a>(&self, sample: &'a Sample) -> (Anchor, Option<&'a Clock>) {
+        let clock = self.plan.frame_clock.map(|nth| &sample.columns.stream(self.plan.streams[nth]).clock);
+        (self.plan.anchors.anchor(sample.place, clock), clock)
+    }
+
     /// Appends the descriptors of a batch that will lie at `at` of the device's memory. `views` `[samples][positions]`
     /// says where the streams lie.
     pub fn encode(
@@ -167,19 +185,12 @@ impl Recipe {
                 }
             }
         }
-        let anchors: Vec<_> = samples
-            .iter()
-            .map(|sample| {
-                let nth = self.plan.frame_clock;
-                let clock = nth.map(|nth| &sample.columns.stream(self.plan.streams[nth]).clock);
-                (sample, self.plan.anchors.anchor(sample.place, clock), clock)
-            })
-            .collect();
-        for (_, anchor, _) in &anchors {
+        let anchors: Vec<_> = samples.iter().map(|sample| (sample, self.anchor(sample))).collect();
+        for (_, (anchor, _)) in &anchors {
             anchor.encode(to);
         }
         for (index, _) in self.columns.iter().filter_map(|target| target.index.as_ref()) {
-            for (sample, anchor, clock) in &anchors {
+            for (sample, (anchor, clock)) in &anchors {
                 to.extend(index_value(&self.plan, dataset, *index, sample, *anchor, *clock));
             }
         }

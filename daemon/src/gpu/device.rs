@@ -29,6 +29,8 @@ pub struct Facts {
     /// Launches are cut for as many.
     pub multiprocessors: u32,
     pub memory_bytes: u64,
+    /// A kernel had better read fewer bytes than this over the bus than have them copied: each copy costs its time.
+    pub least_copy: u64,
 }
 
 /// What a device refused or broke on.
@@ -102,14 +104,19 @@ pub trait Device: fmt::Debug + Send + Sync {
     /// Waits until all work on `stream` is done.
     fn finish(&self, stream: StreamId) -> Result<(), DeviceError>;
 
-    /// Enqueues a copy of `range` of pinned memory to `to`, which is as long. `from` must stay as it is until done.
+    /// Enqueues copies of pinned memory, in any order. What is copied must stay as it is until done, and no two may
+    /// write to one place.
+    fn upload_all(&self, stream: StreamId, uploads: &[Upload]) -> Result<(), DeviceError>;
+    /// Enqueues a copy of `range` of pinned memory to `to`, which is as long.
     fn upload(
         &self,
         stream: StreamId,
         from: &dyn Pinned,
         range: Range<u64>,
         to: &Span,
-    ) -> Result<(), DeviceError>;
+    ) -> Result<(), DeviceError> {
+        self.upload_all(stream, &[Upload::new(from, range, to)])
+    }
     /// Copies from the device and waits for it; other streams' work may be under way meanwhile. For tests and `doctor`.
     fn download(&self, from: &Span, to: &mut [u8]) -> Result<(), DeviceError>;
     /// Enqueues the making of a batch.
@@ -203,6 +210,39 @@ impl Span {
 
     pub const fn bytes(&self) -> u64 {
         self.bytes
+    }
+}
+
+/// A copy of pinned memory to the device's.
+#[derive(Debug, Clone)]
+pub struct Upload {
+    pub(crate) from: DevicePtr,
+    pub(crate) to: Span,
+}
+
+impl Upload {
+    /// Of `range` of `from` to `to`, which is as long. Panics where it is not: lengths are ours.
+    pub fn new(from: &dyn Pinned, range: Range<u64>, to: &Span) -> Self {
+        assert!(range.start <= range.end && range.end <= from.bytes(), "{range:?} of {} bytes", from.bytes());
+        assert_eq!(range.end - range.start, to.bytes(), "as much as fits `to`");
+        Self { from: DevicePtr(from.address().0 + range.start), to: to.clone() }
+    }
+
+    /// Of as much as fits `to`, from where the device sees pinned memory that its caller keeps.
+    pub(crate) const fn from_address(from: DevicePtr, to: Span) -> Self {
+        Self { from, to }
+    }
+
+    pub const fn bytes(&self) -> u64 {
+        self.to.bytes()
+    }
+
+    /// With `next` as one, where both begin as far apart here as there, and at most `gap` bytes lie between them.
+    pub(crate) fn joined(&self, next: &Self, gap: u64) -> Option<Self> {
+        let distance = self.to.distance_to(&next.to)?;
+        let joins =
+            next.from.0.checked_sub(self.from.0) == Some(distance) && distance - self.to.bytes() < gap;
+        joins.then(|| Self { from: self.from, to: self.to.through(&next.to) })
     }
 }
 

@@ -2,16 +2,18 @@
 //!
 //! - [`device`]: what the pipeline needs of a device, with guards; [`cuda`] and [`sim`] are devices.
 //! - [`host`]: the devices of this host, opened when a loader first asks for one.
-//! - [`tiers`], [`staging`], [`arena`]: episodes in GPU memory and pinned memory.
+//! - [`tiers`], `caches`, `passing`, [`staging`], [`arena`]: episodes in GPU memory and pinned memory, or parts of them.
 //! - [`ring`]: the part of a ring on a GPU. [`feed`]: a loader's way there. [`describe`]: what a launch is told.
 //! - [`worker`]: the thread of a device.
 
 pub mod arena;
+mod caches;
 pub mod cuda;
 pub mod describe;
 pub mod device;
 pub mod feed;
 pub mod host;
+mod passing;
 mod resident;
 pub mod ring;
 pub mod sim;

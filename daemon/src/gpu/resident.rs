@@ -32,6 +32,14 @@ impl Resident {
         self.keep.push(keep);
     }
 
+    /// An entry whose bytes never came. Its memory stays until the dataset goes.
+    pub(super) fn forget(&mut self, position: usize, episode: u32) {
+        let stream = self.streams.iter_mut().find(|(place, _)| *place == position);
+        if let Some(entry) = stream.and_then(|(_, episodes)| episodes.get_mut(episode as usize)) {
+            *entry = None;
+        }
+    }
+
     /// By episode.
     pub(super) fn stream(&self, position: usize) -> &[Option<Entry>] {
         self.streams.iter().find(|(place, _)| *place == position).map_or(&[], |(_, episodes)| episodes)

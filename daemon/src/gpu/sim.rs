@@ -14,7 +14,6 @@ mod memory;
 mod stream;
 
 use std::collections::HashMap;
-use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +28,7 @@ use self::launch::Work;
 use self::memory::SimPinned;
 use self::stream::{Op, Shared, SimEvent, Stream};
 use crate::gpu::device::{
-    Device, DeviceError, EventId, Facts, Launch, Pinned, Progress, RingShare, Span, StreamId,
+    Device, DeviceError, EventId, Facts, Launch, Pinned, Progress, RingShare, Span, StreamId, Upload,
 };
 
 /// As CUDA: what is exported fills whole pages.
@@ -118,6 +117,8 @@ impl SimDevice {
             image: "twin".to_owned(),
             multiprocessors: 132,
             memory_bytes: options.memory_bytes,
+            // Windows of real recordings are on both sides of it.
+            least_copy: 4 << 10,
         };
         let shared = Arc::new(Shared::new(format!("sim:{}", options.ordinal), options.memory_bytes));
         Arc::new(Self {
@@ -293,22 +294,14 @@ impl Device for SimDevice {
         self.check()
     }
 
-    fn upload(
-        &self,
-        stream: StreamId,
-        from: &dyn Pinned,
-        range: Range<u64>,
-        to: &Span,
-    ) -> Result<(), DeviceError> {
-        assert!(range.start <= range.end && range.end <= from.bytes(), "{range:?} of {} bytes", from.bytes());
-        assert_eq!(range.end - range.start, to.bytes(), "as much as fits `to`");
+    fn upload_all(&self, stream: StreamId, uploads: &[Upload]) -> Result<(), DeviceError> {
         self.check()?;
         if due(&mut self.ordered.lock().upload) {
             return Err(self.call("upload", "it was ordered to fail"));
         }
         let since = self.shared.memory.lock().now();
-        let (from, to, bytes) = (from.address().0 + range.start, to.address().0, to.bytes());
-        self.enqueue(stream, Op::Upload { from, to, bytes, since })
+        let copies = uploads.iter().map(|Upload { from, to }| (from.0, to.address().0, to.bytes()));
+        self.enqueue(stream, Op::Upload { copies: copies.collect(), since })
     }
 
     fn download(&self, from: &Span, to: &mut [u8]) -> Result<(), DeviceError> {

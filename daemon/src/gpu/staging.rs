@@ -1,14 +1,14 @@
-//! Copies from host memory to the device: packed into pinned buffers, uploaded in pieces as large as they come.
+//! Copies from host memory to the device: packed into pinned buffers, or from where they are pinned already.
 //!
 //! Two buffers take turns: one is filled while the other is on its way, on a stream of its own, so that uploads and the
-//! making of batches overlap. Copies to neighbouring places become one. Whatever is packed is on its way after
-//! [`Staging::flush`], and done for a stream after [`Staging::wait`].
+//! making of batches overlap. Copies to neighbouring places become one, and all are enqueued together. Whatever was
+//! asked for is on its way after [`Staging::flush`], and done for a stream after [`Staging::wait`].
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crate::gpu::device::{Device, DeviceError, Event, Pinned, Progress, Span, StreamId};
+use crate::gpu::device::{Device, DeviceError, Event, Pinned, Progress, Span, StreamId, Upload};
 use crate::gpu::tiers::TierCounters;
 
 /// Bytes of one buffer: the bus is at its full speed from 8 MiB on. Less where less can be pinned.
@@ -25,6 +25,10 @@ pub struct Staging {
     buffers: Vec<Buffer>,
     /// Which of them is being filled.
     filling: usize,
+    /// Copies of what is pinned elsewhere, not on their way yet.
+    direct: Vec<Upload>,
+    /// Behind all that is on its way.
+    sent: Option<Event>,
     counters: Arc<TierCounters>,
 }
 
@@ -34,13 +38,14 @@ struct Buffer {
     /// Behind the last upload from it.
     sent: Event,
     used: u64,
-    /// What is packed and not uploaded: where it starts in the buffer, and where it goes.
-    pieces: Vec<(u64, Span)>,
+    /// What is packed and not on its way.
+    pieces: Vec<Upload>,
 }
 
 impl Staging {
     pub fn new(device: &Arc<dyn Device>, stream: StreamId, counters: Arc<TierCounters>) -> Self {
-        Self { device: Arc::clone(device), stream, buffers: Vec::new(), filling: 0, counters }
+        let (device, buffers, direct) = (Arc::clone(device), Vec::new(), Vec::new());
+        Self { device, stream, buffers, filling: 0, direct, sent: None, counters }
     }
 
     /// Packs `from` to be uploaded to `to`, which is as long.
@@ -51,53 +56,59 @@ impl Staging {
             let take = (from.len() - done).min(usize::try_from(room).unwrap_or(usize::MAX));
             let buffer = &mut self.buffers[self.filling];
             buffer.pinned.write(at, &from[done..done + take]);
-            buffer.pieces.push((at, to.part(done as u64..(done + take) as u64)));
+            let to = to.part(done as u64..(done + take) as u64);
             buffer.used = at + take as u64;
+            buffer.pieces.push(Upload::new(&*buffer.pinned, at..buffer.used, &to));
             done += take;
         }
         Ok(())
     }
 
-    /// The same of a clock's stamps.
-    pub fn upload_stamps(&mut self, stamps: &[i64], to: &Span) -> Result<(), DeviceError> {
-        // Once for a stream of an episode; stamps are a few percent of it.
-        let bytes: Vec<u8> = stamps.iter().flat_map(|stamp| stamp.to_le_bytes()).collect();
-        self.upload(&bytes, to)
+    /// Copies what is pinned already, and stays as it is until the copy is done.
+    pub fn copy(&mut self, upload: Upload) {
+        self.direct.push(upload);
     }
 
-    /// Sends what is packed on its way.
+    /// Sends what was asked for on its way.
     pub fn flush(&mut self) -> Result<(), DeviceError> {
-        let Some(buffer) = self.buffers.get_mut(self.filling) else { return Ok(()) };
-        if buffer.pieces.is_empty() {
+        let mut uploads = std::mem::take(&mut self.direct);
+        let packed = self.buffers.get_mut(self.filling).map(|buffer| std::mem::take(&mut buffer.pieces));
+        let (packed, from) = (packed.unwrap_or_default(), uploads.len());
+        for piece in &packed {
+            // A gap of less than a line is padding on both sides.
+            match uploads[from..].last().and_then(|last| last.joined(piece, ALIGN)) {
+                Some(joined) => *uploads.last_mut().expect("looked at just now") = joined,
+                None => uploads.push(piece.clone()),
+            }
+        }
+        if uploads.is_empty() {
             return Ok(());
         }
-        let mut pieces = std::mem::take(&mut buffer.pieces).into_iter().peekable();
-        while let Some((at, mut to)) = pieces.next() {
-            // A gap of less than a line is padding on both sides.
-            while let Some((next_at, next)) = pieces.peek()
-                && to.distance_to(next) == Some(next_at - at)
-                && next_at - at - to.bytes() < ALIGN
-            {
-                to = to.through(next);
-                pieces.next();
-            }
-            let bytes = to.bytes();
-            self.device.upload(self.stream, &*buffer.pinned, at..at + bytes, &to)?;
-            self.counters.uploaded_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.device.upload_all(self.stream, &uploads)?;
+        let bytes = uploads.iter().map(Upload::bytes).sum();
+        self.counters.uploaded_bytes.fetch_add(bytes, Ordering::Relaxed);
+        if !packed.is_empty() {
+            self.device.record(self.buffers[self.filling].sent.id(), self.stream)?;
+            self.filling = (self.filling + 1) % self.buffers.len();
         }
-        self.device.record(buffer.sent.id(), self.stream)?;
-        self.filling = (self.filling + 1) % self.buffers.len();
-        Ok(())
+        if self.sent.is_none() {
+            self.sent = Some(Event::new(&self.device)?);
+        }
+        self.sent.as_ref().map_or(Ok(()), |sent| self.device.record(sent.id(), self.stream))
     }
 
     /// Makes `stream` wait for all that was flushed.
     pub fn wait(&self, stream: StreamId) -> Result<(), DeviceError> {
-        for buffer in &self.buffers {
-            if buffer.sent.query()? == Progress::Pending {
-                self.device.wait(stream, buffer.sent.id())?;
-            }
+        match &self.sent {
+            Some(sent) if sent.query()? == Progress::Pending => self.device.wait(stream, sent.id()),
+            _ => Ok(()),
         }
-        Ok(())
+    }
+
+    /// Forgets what is not on its way.
+    pub fn discard(&mut self) {
+        self.direct.clear();
+        self.buffers.iter_mut().for_each(|buffer| buffer.pieces.clear());
     }
 
     /// Where the next bytes go, and how many fit there. Bytes for neighbouring lines of the device become neighbours.
@@ -140,10 +151,4 @@ impl Staging {
             }
         }
     }
-}
-
-/// Writes a clock's stamps to pinned memory.
-pub fn write_stamps(pinned: &mut dyn Pinned, offset: u64, stamps: &[i64]) {
-    let bytes: Vec<u8> = stamps.iter().flat_map(|stamp| stamp.to_le_bytes()).collect();
-    pinned.write(offset, &bytes);
 }

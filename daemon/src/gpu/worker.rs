@@ -8,7 +8,8 @@
 //!
 //! Everything of one device is enqueued by this thread, on one stream; transfers have another. It never waits for a
 //! GPU as long as there is something to enqueue: it asks, and at most three bursts are under way. Batches come
-//! in bursts because each turn of this context at the GPU takes a time slice from the trainer's.
+//! in bursts because each turn of this context at the GPU takes a time slice from the trainer's. A burst for which much
+//! is copied is cut, so that the kernels of one part run while the next part's copies are on their way.
 
 use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
@@ -25,7 +26,7 @@ use crate::gpu::describe::{Recipe, View};
 use crate::gpu::device::{
     Device, DeviceError, Event, Launch, Memory, Output, Pinned, Progress, Span, StreamId,
 };
-use crate::gpu::tiers::{Held, Tiers};
+use crate::gpu::tiers::{AT_ONCE, Held, Tiers, Wanted};
 use crate::loader::Loader;
 
 /// Bursts enqueued and not done.
@@ -76,7 +77,7 @@ struct Burst {
 struct Made {
     job: Job,
     /// What it reads.
-    _held: Held,
+    held: Held,
 }
 
 /// A batch whose sources are where the device reads them.
@@ -125,11 +126,30 @@ impl Worker {
     }
 
     fn burst(&mut self, jobs: Vec<Job>) {
-        let started = Instant::now();
-        let mut prepared = Vec::with_capacity(jobs.len());
-        prepared.extend(jobs.into_iter().filter_map(|job| self.prepared(job)));
+        let (mut prepared, mut passing) = (Vec::with_capacity(jobs.len()), 0);
+        let mut started = Instant::now();
+        for job in jobs {
+            let Some(one) = self.prepared(job) else { continue };
+            passing += one.sources.held.bytes();
+            prepared.push(one);
+            if passing >= AT_ONCE {
+                self.enqueue_counted(std::mem::take(&mut prepared), started);
+                while self.in_flight.len() >= IN_FLIGHT {
+                    std::thread::sleep(REST);
+                    self.publish_done();
+                }
+                (passing, started) = (0, Instant::now());
+            }
+        }
+        self.enqueue_counted(prepared, started);
+    }
+
+    fn enqueue_counted(&mut self, prepared: Vec<Prepared>, started: Instant) {
         if !prepared.is_empty() {
             self.enqueue(prepared, started);
+        } else if let Err(error) = self.tiers.flush(self.stream) {
+            // Those it is about were told.
+            tracing::debug!(%error, "nothing of a burst is left to be made");
         }
         let elapsed = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.counters.enqueue_ns.fetch_add(elapsed, Ordering::Relaxed);
@@ -137,37 +157,40 @@ impl Worker {
 
     /// Prepares a batch; whatever fails, a bug of ours included, is told to the batch's loader and no other.
     fn prepared(&mut self, mut job: Job) -> Option<Prepared> {
-        match std::panic::catch_unwind(AssertUnwindSafe(|| self.prepare(&mut job))) {
-            Ok(Ok(sources)) => Some(Prepared { job, sources }),
-            Ok(Err(message)) => {
-                job.fail(&message);
-                None
-            }
+        let mut held = Held::default();
+        let message = match std::panic::catch_unwind(AssertUnwindSafe(|| self.prepare(&mut job, &mut held))) {
+            Ok(Ok(views)) => return Some(Prepared { job, sources: Sources { held, views } }),
+            Ok(Err(message)) => message,
             Err(_panic) => {
                 tracing::error!(seq = job.header.seq, "making a batch for a GPU panicked; this is a bug");
-                job.fail("making the batch panicked: a bug in robocached, please report it");
-                None
+                "making the batch panicked: a bug in robocached, please report it".to_owned()
             }
-        }
+        };
+        self.tiers.abandon(held);
+        job.fail(&message);
+        None
     }
 
-    fn prepare(&mut self, job: &mut Job) -> Result<Sources, String> {
+    fn prepare(&mut self, job: &mut Job, held: &mut Held) -> Result<Vec<View>, String> {
         let loader = Arc::clone(&job.loader);
         let recipe = recipe(&loader);
         self.tiers.reads(&loader);
-        let mut held = Held::default();
         let episodes: Vec<u32> = job.samples.iter().map(|sample| sample.place.episode).collect();
-        let stream_of = |row: usize, position: usize| job.samples[row].columns.stream(position);
-        let dataset = loader.dataset.id();
-        let views = self.tiers.prepare(dataset, &recipe.positions, &episodes, &stream_of, &mut held);
-        let views = views.map_err(|(row, error)| {
+        let wanted = Wanted {
+            dataset: loader.dataset.id(),
+            positions: &recipe.positions,
+            episodes: &episodes,
+            stream: &|sample, nth| job.samples[sample].columns.stream(recipe.positions[nth]),
+            rows: &|sample, nth| recipe.rows(&job.samples[sample], nth),
+        };
+        let views = self.tiers.prepare(wanted, held).map_err(|(row, error)| {
             let episode = loader.dataset.dataset().episodes()[episodes[row] as usize].index;
             format!("episode {episode} cannot be brought to the GPU: {error}")
         })?;
         // What lies on the host is filled here and now: text codes.
         assemble(&loader.plan, loader.dataset.dataset(), &job.samples, job.filling.bytes_mut());
         job.filling.set_ids(job.samples.iter().map(|sample| sample.anchor));
-        Ok(Sources { held, views })
+        Ok(views)
     }
 
     /// Enqueues what was prepared, as one upload of descriptors and a launch for each batch.
@@ -189,7 +212,7 @@ impl Worker {
         let done = self.try_enqueue(&prepared, &loaders, &described, bytes);
         drop(described);
         for Prepared { job, sources } in prepared {
-            jobs.push(Made { job, _held: sources.held });
+            jobs.push(Made { job, held: sources.held });
         }
         match done {
             Ok((end, descriptors)) => self.in_flight.push_back(Burst { end, jobs, descriptors, started }),
@@ -198,8 +221,9 @@ impl Worker {
                 if let Err(lost) = self.device.finish(self.stream) {
                     tracing::error!(%lost, "the device does not finish what was enqueued");
                 }
-                for made in jobs {
-                    made.job.fail(&error.to_string());
+                for Made { job, held } in jobs {
+                    self.tiers.abandon(held);
+                    job.fail(&error.to_string());
                 }
             }
         }
@@ -274,7 +298,8 @@ impl Worker {
             match progress {
                 Ok(_done) => {
                     self.descriptors.push(descriptors);
-                    for Made { job, .. } in jobs {
+                    for Made { job, held } in jobs {
+                        drop(held);
                         job.publish(each);
                     }
                 }

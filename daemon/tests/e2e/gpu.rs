@@ -3,6 +3,7 @@
 //! On a simulated device, which runs late and catches what a GPU would not forgive; with `ROBOCACHE_TEST_DEVICE=cuda:0`
 //! on a real one, where slerp may differ by one unit in the last place (its sine is the GPU's own).
 
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -212,6 +213,29 @@ fn the_tier_an_episode_is_read_from_changes_nothing() {
             let used = gpu.pointer(tier).and_then(serde_json::Value::as_u64) > Some(0);
             assert_eq!(used, tiers.contains(&tier), "{tier} with {cache} and {pinned}: {gpu}");
         }
+    }
+}
+
+#[test]
+fn windows_too_large_for_one_burst_are_copied_in_parts_and_change_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let dataset = directory.path().join("wide");
+    let synth = ["--episodes", "4", "--frames", "600", "--action-dim", "4096", "--state-dim", "1", "--json"];
+    let made = Command::new(env!("CARGO_BIN_EXE_robocached")).arg("synth").arg(&dataset).args(synth).output();
+    assert!(made.unwrap().status.success());
+    for (pinned, tier) in [("1GiB", "/pinned_cache/hits"), ("0", "/passing")] {
+        let daemon = serve(&["--gpu-cache", "0", "--pinned-cache", pinned]);
+        // From each anchor to the end of its episode: up to 9.8 MB.
+        let window = Window::at([0.0, 0.37, 19.9]).interp(Interp::Linear);
+        let loader = daemon.loader(&dataset).window("action", window);
+        let loader = loader.anchors(Anchors::Every(1.0)).shuffle(true).batch_size(1);
+        assert_eq!(equal(&loader, &loader.clone().device(device()), &[]), 80);
+        let status = daemon.status();
+        let number = |key: &str| status["gpus"][0].pointer(key).and_then(serde_json::Value::as_u64).unwrap();
+        assert!(number(tier) >= 80);
+        let (uploaded, bursts) = (number("/uploaded_bytes"), number("/bursts"));
+        assert!(uploaded > 300 << 20, "{uploaded} bytes");
+        assert!(uploaded / bursts < (64 << 20) + 600 * 4096 * 4, "{uploaded} bytes in {bursts} bursts");
     }
 }
 

@@ -57,17 +57,17 @@ fn pinned_memory_that_goes_before_the_copy_from_it_is_caught() {
 #[test]
 fn staging_that_is_written_again_too_early_is_caught() {
     let (device, bench) = simulated();
-    let (span, mut pinned) = (bench.memory(64), bench.pinned(&[1; 256]));
+    let (span, mut pinned) = (bench.memory(64), bench.pinned(&[1; 1024]));
     device.hold();
-    bench.device.upload(bench.stream, &*pinned, 64..128, &span).unwrap();
-    pinned.write(0, &[2; 64]);
-    pinned.write(128, &[2; 128]);
+    bench.device.upload(bench.stream, &*pinned, 256..320, &span).unwrap();
+    pinned.write(0, &[2; 256]);
+    pinned.write(512, &[2; 512]);
     device.go_on();
     bench.device.finish(bench.stream).unwrap();
-    assert_eq!(bench.get(&span), [1; 64], "writes beside it are fine");
+    assert_eq!(bench.get(&span), [1; 64], "writes to other lines are fine");
     device.hold();
-    bench.device.upload(bench.stream, &*pinned, 64..128, &span).unwrap();
-    pinned.write(127, &[1]);
+    bench.device.upload(bench.stream, &*pinned, 256..320, &span).unwrap();
+    pinned.write(319, &[1]);
     device.go_on();
     assert!(lost(bench.device.finish(bench.stream)).contains("under way"));
 }

@@ -1,5 +1,6 @@
 //! Episodes on their way to a device: what cannot be had cuts a tier, and every byte arrives whatever the path.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -8,7 +9,7 @@ use robocache_types::{Clock, DType};
 use robocached::gpu::device::{Device, DeviceError};
 use robocached::gpu::sim::{Fault, SimDevice, SimOptions};
 use robocached::gpu::staging::Staging;
-use robocached::gpu::tiers::{Held, TierCounters, Tiers};
+use robocached::gpu::tiers::{Held, TierCounters, Tiers, Wanted};
 
 use crate::bench::Bench;
 
@@ -71,10 +72,10 @@ fn uploads_go_through_smaller_buffers_where_large_ones_cannot_be_pinned() {
     upload_everywhere(&bench, &mut staging);
 }
 
-fn stream(rows: u16, seed: u64) -> Stream {
+fn stream(rows: u16, dim: usize, seed: u64) -> Stream {
     let stamps: Vec<i64> = (0..i64::from(rows)).map(|row| row * 1_000_003).collect();
     let rows = usize::from(rows);
-    let values = Values { dtype: DType::Float32, dim: 8, rows, buffer: bytes(rows * 32, seed).into() };
+    let values = Values { dtype: DType::Float32, dim, rows, buffer: bytes(rows * dim * 4, seed).into() };
     Stream { clock: Clock::from_stamps(stamps).unwrap(), values }
 }
 
@@ -84,10 +85,27 @@ fn tiers(bench: &Bench, cache: u64, pinned: u64) -> (Tiers, Arc<TierCounters>) {
     (Tiers::new(&bench.device, transfers, cache, pinned, Arc::clone(&counters)), counters)
 }
 
-fn prepare(tiers: &mut Tiers, episode: u32) -> Result<(), DeviceError> {
-    let stream = stream(1000, u64::from(episode));
+/// Prepares a batch of which every sample reads the same stream of `episode`, and these rows of it.
+fn prepare_rows(
+    tiers: &mut Tiers,
+    episode: u32,
+    stream: &Stream,
+    rows: &[Range<usize>],
+) -> Result<Held, DeviceError> {
     let mut held = Held::default();
-    tiers.prepare(0, &[0], &[episode], &|_, _| &stream, &mut held).map(drop).map_err(|(_, error)| error)
+    let wanted = Wanted {
+        dataset: 0,
+        positions: &[0],
+        episodes: &vec![episode; rows.len()],
+        stream: &|_, _| stream,
+        rows: &|sample, _| rows[sample].clone(),
+    };
+    tiers.prepare(wanted, &mut held).map_err(|(_, error)| error)?;
+    Ok(held)
+}
+
+fn prepare(tiers: &mut Tiers, episode: u32) -> Result<Held, DeviceError> {
+    prepare_rows(tiers, episode, &stream(1000, 8, u64::from(episode)), std::slice::from_ref(&(100..200)))
 }
 
 fn count(counter: &AtomicU64) -> u64 {
@@ -122,4 +140,70 @@ fn what_neither_tier_can_hold_passes_and_fails_only_without_any_memory() {
     let error = prepare(&mut empty, 2).unwrap_err();
     assert!(matches!(error, DeviceError::OutOfMemory { .. }), "{error}");
     prepare(&mut empty, 2).unwrap();
+}
+
+#[test]
+fn of_pinned_episodes_large_windows_are_copied_once_and_small_ones_are_left_to_the_kernel() {
+    let bench = Bench::new();
+    let (mut tiers, counters) = tiers(&bench, 0, 64 << 20);
+    let small = prepare(&mut tiers, 0).unwrap();
+    tiers.flush(bench.stream).unwrap();
+    assert_eq!((small.bytes(), count(&counters.uploaded_bytes)), (0, 0), "100 rows of 32 bytes");
+    let large = stream(1000, 1024, 1);
+    let held = prepare_rows(&mut tiers, 1, &large, &[400..500, 100..200, 150..260, 100..110]).unwrap();
+    tiers.flush(bench.stream).unwrap();
+    bench.device.finish(bench.stream).unwrap();
+    let rows = (260 - 100) + (500 - 400);
+    assert_eq!((held.bytes(), count(&counters.uploaded_bytes)), (rows * 4096, rows * 4096));
+    assert_eq!((count(&counters.pinned_hits), count(&counters.passing)), (5, 0));
+}
+
+#[test]
+fn what_passes_is_the_rows_that_are_read_and_the_stamps() {
+    let bench = Bench::new();
+    let (mut tiers, counters) = tiers(&bench, 0, 0);
+    let held = prepare_rows(&mut tiers, 0, &stream(1000, 8, 0), &[900..1000, 0..1]).unwrap();
+    tiers.flush(bench.stream).unwrap();
+    bench.device.finish(bench.stream).unwrap();
+    let bytes = 101 * 32 + 1000 * 8;
+    assert_eq!((held.bytes(), count(&counters.passing)), (bytes, 2));
+    assert!(
+        (bytes..bytes + 3 * 256).contains(&count(&counters.uploaded_bytes)),
+        "with padding between pieces"
+    );
+}
+
+#[test]
+fn what_an_upload_that_failed_should_have_brought_is_brought_again() {
+    let device = SimDevice::new(SimOptions::default());
+    let bench = Bench::on(Arc::clone(&device) as Arc<dyn Device>);
+    let (mut tiers, counters) = tiers(&bench, 64 << 20, 0);
+    device.inject(Fault::Upload(0));
+    prepare(&mut tiers, 0).unwrap();
+    let error = tiers.flush(bench.stream).unwrap_err();
+    assert!(matches!(error, DeviceError::Call { call: "upload", .. }), "{error}");
+    assert_eq!(count(&counters.uploaded_bytes), 0);
+    for _ in 0..2 {
+        prepare(&mut tiers, 0).unwrap();
+        tiers.flush(bench.stream).unwrap();
+        assert_eq!(count(&counters.uploaded_bytes), 1000 * 32 + 1000 * 8, "once, and now it is here");
+    }
+    assert_eq!(count(&counters.gpu_hits), 3);
+}
+
+#[test]
+fn an_upload_that_fails_while_a_batch_is_prepared_fails_the_burst_and_no_later_one() {
+    let device = SimDevice::new(SimOptions::default());
+    let bench = Bench::on(Arc::clone(&device) as Arc<dyn Device>);
+    let (mut tiers, counters) = tiers(&bench, 0, 0);
+    device.inject(Fault::Pins(2)); // the first buffer has 256 KiB, and is sent when it is full
+    device.inject(Fault::Upload(0));
+    let large = stream(1000, 256, 1);
+    assert!(prepare_rows(&mut tiers, 0, &large, std::slice::from_ref(&(0..1000))).is_err());
+    assert!(tiers.flush(bench.stream).is_err());
+    let before = count(&counters.uploaded_bytes);
+    prepare_rows(&mut tiers, 0, &large, std::slice::from_ref(&(0..100))).unwrap();
+    tiers.flush(bench.stream).unwrap();
+    assert!(count(&counters.uploaded_bytes) >= before + 100 * 1024);
+    bench.device.finish(bench.stream).unwrap();
 }

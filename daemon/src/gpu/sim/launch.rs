@@ -5,6 +5,7 @@
 //! clocks, and that the plan's fields and the columns' offsets lie where the launch says.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use robocache_kernels::{
     ANCHOR_BYTES, Anchor, AssemblePlan, DevicePtr, FieldKernel, Offsets, SOURCE_BYTES, StreamView,
@@ -75,7 +76,7 @@ impl Work {
             .chunks_exact(ANCHOR_BYTES)
             .map(|bytes| Anchor { t_ns: word(bytes, 0).cast_signed(), row: word(bytes, 8).cast_signed() })
             .collect();
-        let mut streams: HashMap<(Source, usize), (Clock, Vec<u8>)> = HashMap::new();
+        let mut clocks: HashMap<Source, Clock> = HashMap::new();
         for (target, sources) in self.columns.iter().zip(sources.chunks_exact(batch * SOURCE_BYTES)) {
             let field = target.kernel.field();
             let (Offsets::Rows(offsets) | Offsets::Times(offsets)) = &field.offsets;
@@ -91,19 +92,19 @@ impl Work {
                 sources.chunks_exact(SOURCE_BYTES).zip(&anchors).zip(outs)
             {
                 let source = Source::decode(bytes);
-                let entry = streams.entry((source, row_bytes));
-                let (clock, data) = match entry {
-                    std::collections::hash_map::Entry::Occupied(found) => found.into_mut(),
-                    std::collections::hash_map::Entry::Vacant(empty) => {
-                        let rows =
-                            usize::try_from(source.rows).ok().filter(|rows| (1..1 << 32).contains(rows));
-                        let rows = rows.ok_or_else(|| format!("a source of {} rows", source.rows))?;
-                        let clock = source.clock(rows, &read)?;
-                        let bytes = rows.checked_mul(row_bytes).ok_or("a source larger than memory")?;
-                        empty.insert((clock, read("data", source.data, bytes, field.from.size_bytes())?))
-                    }
+                // Samples of one clock may have their rows in different places.
+                let clock = match clocks.entry(Source { data: 0, ..source }) {
+                    Entry::Occupied(found) => found.into_mut(),
+                    Entry::Vacant(empty) => empty.insert(source.clock(&read)?),
                 };
-                target.kernel.assemble(StreamView { clock, data }, *anchor, values, Some(mask));
+                let bytes = clock.rows().checked_mul(row_bytes).ok_or("a source larger than memory")?;
+                // As the kernel, it touches no rows but these: others need not be there.
+                let rows = target.kernel.rows(clock, *anchor);
+                let mut data = vec![0; bytes];
+                let part = &mut data[rows.start * row_bytes..rows.end * row_bytes];
+                let at = source.data.wrapping_add((rows.start * row_bytes) as u64);
+                part.copy_from_slice(&read("data", at, part.len(), field.from.size_bytes())?);
+                target.kernel.assemble(StreamView { clock, data: &data }, *anchor, values, Some(mask));
             }
             if !target.values.is_multiple_of(field.to.size_bytes() as u64) {
                 return Err(format!("values at {:#x} are not aligned", target.values));
@@ -136,9 +137,10 @@ impl Source {
 
     fn clock(
         &self,
-        rows: usize,
         read: &impl Fn(&str, u64, usize, usize) -> Result<Vec<u8>, String>,
     ) -> Result<Clock, String> {
+        let rows = usize::try_from(self.rows).ok().filter(|rows| (1..1 << 32).contains(rows));
+        let rows = rows.ok_or_else(|| format!("a source of {} rows", self.rows))?;
         if self.stamps == 0 {
             let clock = UniformClock::from_period(self.first_ns, (self.num, self.den), rows);
             return clock.map(Clock::Uniform).map_err(|error| error.to_string());

@@ -4,6 +4,7 @@
 //! memory is poisoned: a client that still has it open sees so. Fresh memory is poisoned too, otherwise.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -14,6 +15,8 @@ use super::stream::Shared;
 use crate::gpu::device::Pinned;
 
 const OFFSET_BITS: u32 = 40;
+/// Writes to pinned memory are told apart by lines of so many bytes.
+const LINE: usize = 256;
 /// Bytes of memory that nobody wrote.
 const FRESH: u8 = 0xcd;
 /// Bytes of memory that is nobody's any more.
@@ -30,10 +33,22 @@ pub(super) struct Memory {
     writes: u64,
 }
 
-#[derive(Debug)]
 enum Kept {
-    Device { region: Arc<Region>, charged: u64 },
-    Pinned { bytes: Vec<u8>, written: Vec<(u64, Range<u64>)> },
+    Device {
+        region: Arc<Region>,
+        charged: u64,
+    },
+    /// `written`: the host's last write to each line.
+    Pinned {
+        bytes: Vec<u8>,
+        written: Vec<u64>,
+    },
+}
+
+impl fmt::Debug for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes", self.bytes())
+    }
 }
 
 impl Kept {
@@ -127,14 +142,12 @@ impl Memory {
                 Ok(read)
             }
             (Kept::Pinned { bytes: kept, written }, offset) => {
-                let end = offset + bytes;
-                let overlaps = |range: &Range<u64>| range.start < end && offset < range.end;
-                if written.iter().any(|(when, range)| *when > since && overlaps(range)) {
+                let start = usize::try_from(offset).map_err(|error| error.to_string())?;
+                if written[lines(start, size)].iter().any(|&when| when > since) {
                     return Err(format!(
                         "{bytes} bytes of pinned memory at {at:#x} were written while work that reads them was under way"
                     ));
                 }
-                let start = usize::try_from(offset).map_err(|error| error.to_string())?;
                 Ok(kept[start..][..size].to_vec())
             }
         }
@@ -151,6 +164,11 @@ impl Memory {
             }
         }
     }
+}
+
+/// The lines that `bytes` bytes from `start` touch.
+const fn lines(start: usize, bytes: usize) -> Range<usize> {
+    start / LINE..(start + bytes).div_ceil(LINE)
 }
 
 fn fill(region: &Region, byte: u8) -> Result<(), String> {
@@ -179,7 +197,8 @@ impl SimPinned {
         let mut kept = Vec::new();
         kept.try_reserve_exact(size).map_err(|error| error.to_string())?;
         kept.resize(size, FRESH);
-        let at = shared.memory.lock().keep(Kept::Pinned { bytes: kept, written: Vec::new() })?;
+        let written = vec![0; size.div_ceil(LINE)];
+        let at = shared.memory.lock().keep(Kept::Pinned { bytes: kept, written })?;
         Ok(Self { shared: Arc::clone(shared), at, bytes })
     }
 }
@@ -202,9 +221,7 @@ impl Pinned for SimPinned {
         };
         let start = usize::try_from(offset).expect("inside a buffer");
         bytes[start..][..from.len()].copy_from_slice(from);
-        let range = offset..offset + from.len() as u64;
-        written.retain(|(_, older)| older.start < range.start || older.end > range.end);
-        written.push((when, range));
+        written[lines(start, from.len())].fill(when);
     }
 }
 

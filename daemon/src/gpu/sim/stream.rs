@@ -147,10 +147,9 @@ impl SimEvent {
 /// A piece of work. `since`: the host's writes when it was enqueued.
 #[derive(Debug)]
 pub(super) enum Op {
+    /// From, to, bytes; the last one first, since any order is right.
     Upload {
-        from: u64,
-        to: u64,
-        bytes: u64,
+        copies: Vec<(u64, u64, u64)>,
         since: u64,
     },
     Launch {
@@ -174,10 +173,10 @@ impl Op {
     fn run(self, shared: &Shared) -> Result<(), String> {
         let said = |error: SegmentError| error.to_string();
         match self {
-            Self::Upload { from, to, bytes, since } => {
+            Self::Upload { copies, since } => {
                 let memory = shared.memory.lock();
-                let read = memory.read(from, bytes, since).map_err(|what| format!("upload: {what}"))?;
-                memory.write(to, &read).map_err(|what| format!("upload: {what}"))
+                let copy = |(from, to, bytes)| memory.write(to, &memory.read(from, bytes, since)?);
+                copies.into_iter().rev().try_for_each(copy).map_err(|what| format!("upload: {what}"))
             }
             Self::Launch { breaks: true, .. } => Err("launch: it was ordered to fail".to_owned()),
             Self::Launch { work, since, .. } => {

@@ -1,0 +1,96 @@
+//! Copies to the device, many by one call where the driver can.
+//!
+//! On an H100, pieces of 16 / 64 / 512 KiB arrive at 5.2 / 15.4 / 41.9 GB/s one call each, at 18.6 / 38.7 / 50.0 GB/s by
+//! one call for all, which also takes a third of the host's time; one piece of 64 MiB at 54.6.
+
+#![expect(unsafe_code, reason = "the CUDA driver's interface")]
+
+use cudarc::driver::{DriverError, sys};
+
+/// The driver's version that has `cuMemcpyBatchAsync`: CUDA 12.8.
+const BATCHES: i32 = 12_080;
+/// From here on a copy's own time is small beside its bytes': 1 of 1.3 us on the bus, and 4 of 9.
+pub(super) const LEAST_BATCHED: u64 = 16 << 10;
+pub(super) const LEAST_SINGLE: u64 = 256 << 10;
+
+/// Whether the driver takes many copies by one call.
+pub(super) fn batches_copies() -> Result<bool, DriverError> {
+    let mut version = 0;
+    // SAFETY: it writes the one number.
+    unsafe { sys::cuDriverGetVersion(&raw mut version) }.result()?;
+    Ok(version >= BATCHES)
+}
+
+/// Copies that are enqueued together, in any order.
+#[derive(Debug, Default)]
+pub(super) struct Copies {
+    to: Vec<u64>,
+    from: Vec<u64>,
+    sizes: Vec<usize>,
+}
+
+impl Copies {
+    pub(super) fn push(&mut self, to: u64, from: u64, bytes: u64) {
+        self.to.push(to);
+        self.from.push(from);
+        self.sizes.push(usize::try_from(bytes).expect("an allocation's size was a usize"));
+    }
+
+    /// For messages.
+    pub(super) fn about(&self) -> String {
+        format!("{} bytes to the device in {} copies", self.sizes.iter().sum::<usize>(), self.sizes.len())
+    }
+
+    /// # Safety
+    ///
+    /// All ranges are mapped in the current context, of which `stream` is, and stay so until the copies are done.
+    pub(super) unsafe fn enqueue(
+        &mut self,
+        stream: sys::CUstream,
+        batched: bool,
+    ) -> Result<(), (&'static str, DriverError)> {
+        if batched && self.sizes.len() > 1 {
+            // SAFETY: as the caller says.
+            return unsafe { self.enqueue_batch(stream) }.map_err(|error| ("cuMemcpyBatchAsync", error));
+        }
+        for ((&to, &from), &size) in self.to.iter().zip(&self.from).zip(&self.sizes) {
+            // SAFETY: as the caller says.
+            unsafe { sys::cuMemcpyAsync(to, from, size, stream) }
+                .result()
+                .map_err(|error| ("cuMemcpyAsync", error))?;
+        }
+        Ok(())
+    }
+
+    /// # Safety
+    ///
+    /// As for `enqueue`.
+    unsafe fn enqueue_batch(&mut self, stream: sys::CUstream) -> Result<(), DriverError> {
+        // No hints: addresses say where they are.
+        let nowhere =
+            sys::CUmemLocation { type_: sys::CUmemLocationType::CU_MEM_LOCATION_TYPE_INVALID, id: 0 };
+        let mut attributes = sys::CUmemcpyAttributes {
+            srcAccessOrder: sys::CUmemcpySrcAccessOrder::CU_MEMCPY_SRC_ACCESS_ORDER_STREAM,
+            srcLocHint: nowhere,
+            dstLocHint: nowhere,
+            flags: 0,
+        };
+        let (mut from_first, mut failed) = (0, 0);
+        // SAFETY: the arrays are as long as `count`; one set of attributes, for all copies from the first on; the call
+        // reads them all before it returns. For the ranges the caller answers.
+        unsafe {
+            sys::cuMemcpyBatchAsync(
+                self.to.as_mut_ptr(),
+                self.from.as_mut_ptr(),
+                self.sizes.as_mut_ptr(),
+                self.sizes.len(),
+                &raw mut attributes,
+                &raw mut from_first,
+                1,
+                &raw mut failed,
+                stream,
+            )
+        }
+        .result()
+    }
+}
