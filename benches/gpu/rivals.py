@@ -16,6 +16,8 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 BATCH, ROWS, STEPS, DIM = 32, 500, 250, 256
+#: Batches a worker makes ahead.
+AHEAD = 4
 
 
 class Resampled(IterableDataset):
@@ -66,7 +68,7 @@ def batches(
         num_workers=workers,
         multiprocessing_context=context,
         pin_memory=device != "cpu",
-        prefetch_factor=4,
+        prefetch_factor=AHEAD,
     )
     iterator = iter(loader)
     return iterator, (batch.to(device, non_blocking=True) for batch in iterator)

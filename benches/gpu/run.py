@@ -84,9 +84,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="after one that is not counted")
     parser.add_argument("--seconds", type=float, default=1.0, help="of one turn of store and pinned")
     parser.add_argument("--batches", type=int, default=24_000, help="of hand-off")
-    parser.add_argument("--eager-steps", type=int, default=100)
-    parser.add_argument("--graph-steps", type=int, default=400)
-    parser.add_argument("--workers", type=int, nargs="*", default=[4, 8, 14])
+    turns = {"type": int, "nargs": 2, "metavar": ("ROUNDS", "STEPS")}
+    parser.add_argument("--eager", **turns, default=[20, 32], help="of train; steps in multiples of 32")
+    parser.add_argument("--graph", **turns, default=[12, 192], help="of train, likewise")
+    parser.add_argument("--rival-steps", type=int, default=20, help="of a turn of torch's DataLoader")
+    parser.add_argument("--workers", type=int, nargs="*", default=[4, 8, 14], help="of torch's DataLoader")
     args = parser.parse_args()
     unknown = [name for name in args.sections if name not in SECTIONS]
     if unknown:
@@ -107,7 +109,7 @@ def main() -> None:
         "load_before": os.getloadavg()[0],
         "method": f"variants take turns, {args.rounds} of each after one that is not counted; medians. "
         f"{args.episodes} episodes of 500 x 256 float32 at 100 Hz; batches of 32 x 250 x 256 bfloat16 at "
-        "50 Hz, 3.3 ms off the grid unless said otherwise",
+        "50 Hz, 3.3 ms off the grid unless said otherwise; train says how many turns it took",
         "predictions": {name: PREDICTIONS[name] for name in args.sections},
     }
     args.out.mkdir(parents=True, exist_ok=True)

@@ -1,15 +1,26 @@
 """The original's training step, fed from files by way of the daemon.
 
-Beside it the same step on a resident batch, and fed by torch's DataLoader.
+Beside it the same step on a resident batch, and fed by torch's DataLoader. A host's speed drifts by more than
+what is looked for, so the near variants take many short turns, and each turn is compared with the resident
+one of its round:
+
+    near      resident, gpu store, pinned store, resident again     --eager, --graph ROUNDS STEPS
+    rivals    resident, torch's DataLoaders                         --rounds, --rival-steps
+
+The rivals' workers start when the near variants are done, and stand still while others have their turn.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
-from statistics import median
+from contextlib import suppress
+from statistics import fmean, median
 from typing import Any
 
+import numpy as np
 import rivals
 import torch
 from bench import KEY, OFF_GRID, Bench, Json, endless, figures
@@ -17,22 +28,31 @@ from step import BATCH, DIM, STEPS, Graph, Step
 
 from daemon import Daemon, cpu_seconds
 
+#: Steps before a turn that are not counted. A ring of 64 slots gets 32 batches whenever 32 were used: by then
+#: the daemon makes one for each that is taken, and a multiple of 32 steps has its share of that work, no more
+#: and no less. Eight more, and each turn starts elsewhere between two bursts.
+FED_LEAD = 40
+#: Where nothing was made ahead meanwhile. What the turn before left the GPU to do is done by then.
+SHORT_LEAD = 8
+#: A ring on the host has 4 slots, and a step takes seconds.
+HOST_LEAD = 4
+
 
 class Fed:
     """The training step with one way of getting batches, timed in turns."""
 
     def __init__(
-        self, take: Callable[[], Any], step: Callable[[Any], None], pids: Callable[[], list[int]]
+        self, take: Callable[[], Any], step: Callable[[Any], None], pids: list[int], lead: int
     ) -> None:
-        self.take, self.step, self.pids = take, step, pids
+        self.take, self.step, self.pids, self.lead = take, step, pids, lead
         self.turns: list[Json] = []
 
-    def turn(self, steps: int, lead: int, device: str) -> None:
-        """`steps` steps after `lead` uncounted ones, which use up what lay ready."""
-        for _ in range(lead):
+    def turn(self, steps: int, device: str) -> None:
+        """`steps` steps after `lead` uncounted ones."""
+        for _ in range(self.lead):
             self.step(self.take())
         wait(device)
-        others = [cpu_seconds(pid) for pid in self.pids()]
+        others = [cpu_seconds(pid) for pid in self.pids]
         main, process = time.thread_time(), time.process_time()
         taking, start = 0.0, time.perf_counter()
         for _ in range(steps):
@@ -44,7 +64,7 @@ class Fed:
         wait(device)
         wall = time.perf_counter() - start
         process, main = time.process_time() - process, time.thread_time() - main
-        others = [cpu_seconds(pid) - was for pid, was in zip(self.pids(), others, strict=True)]
+        others = [cpu_seconds(pid) - was for pid, was in zip(self.pids, others, strict=True)]
         self.turns.append(
             {
                 "steps_per_s": steps / wall,
@@ -54,25 +74,72 @@ class Fed:
             }
         )
 
+    def counted(self, key: str) -> list[float]:
+        return [turn[key] for turn in self.turns[1:]]
+
     def median(self, key: str) -> float:
-        return median(turn[key] for turn in self.turns[1:])
+        return median(self.counted(key))
 
     def found(self, resident: Fed) -> Json:
-        pairs = zip(self.turns[1:], resident.turns[1:], strict=True)
-        rate = self.median("steps_per_s")
+        rates = self.counted("steps_per_s")
+        pairs = zip(rates, resident.counted("steps_per_s"), strict=True)
+        q1, middle, q3 = np.quantile([mine / its for mine, its in pairs], (0.25, 0.5, 0.75)).tolist()
+        rate = median(rates)
         more_threads = self.median("other_threads_s_a_step") - resident.median("other_threads_s_a_step")
         return {
-            "steps_per_s": figures([turn["steps_per_s"] for turn in self.turns[1:]]),
+            "steps_per_s": figures(rates),
             "episodes_per_s": rate * BATCH,
-            "of_resident": median(mine["steps_per_s"] / its["steps_per_s"] for mine, its in pairs),
-            "cores_of_other_processes": self.median("other_processes_s_a_step") * rate,
+            "of_resident": middle,
+            "of_resident_quartiles": [q1, q3],
+            # A mean: they are told in hundredths of a second, and a turn has one or two.
+            "cores_of_other_processes": fmean(self.counted("other_processes_s_a_step")) * rate,
             "cores_taking_batches": (self.median("taking_s_a_step") + max(more_threads, 0.0)) * rate,
         }
+
+
+class Rival(Fed):
+    """Its workers stand still while others have their turn: they take no processor from them, make nothing
+    ahead meanwhile, and go on where they were.
+    """
+
+    def turn(self, steps: int, device: str) -> None:
+        self.tell(signal.SIGCONT)
+        if not self.turns:
+            # From nothing ready to what their speed leaves ready: workers slower than the step would else
+            # live on what they made at first.
+            ahead = rivals.AHEAD * len(self.pids)
+            for _ in range(ahead):
+                self.take()
+            for _ in range(ahead):
+                self.step(self.take())
+        super().turn(steps, device)
+        self.tell(signal.SIGSTOP)
+
+    def tell(self, what: signal.Signals) -> None:
+        for pid in self.pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, what)
 
 
 def wait(device: str) -> None:
     if device != "cpu":
         torch.cuda.synchronize()
+
+
+def take_turns(feds: dict[str, Fed], rounds: int, steps: int, device: str) -> Json:
+    """Rounds after one that is not counted, each compared with the first of `feds`.
+
+    Every other round goes backwards, so that drift favours none, and every two begin one further on, so that
+    the last of `feds` is as near to the first as the second is.
+    """
+    order = list(feds.values())
+    resident = order[0]
+    for turn in range(-1, rounds):
+        for fed in order if turn % 2 == 0 else reversed(order):
+            fed.turn(steps, device)
+        if turn % 2:
+            order = [*order[1:], order[0]]
+    return {name: fed.found(resident) for name, fed in feds.items()}
 
 
 def train(bench: Bench) -> Json:
@@ -81,54 +148,55 @@ def train(bench: Bench) -> Json:
     on_gpu = args.device != "cpu"
     bench.dataset()
     eager = Step(args.device)
-    resident = torch.randn(BATCH, STEPS, DIM, dtype=torch.bfloat16, device=args.device)
-    graph = Graph(Step(args.device)) if on_gpu else None
+    constant = torch.randn(BATCH, STEPS, DIM, dtype=torch.bfloat16, device=args.device)
+    modes = {"eager": (eager.run, constant, *args.eager)}
+    if on_gpu:
+        # On what its input holds: a resident batch is not copied.
+        modes["graph"] = (Graph(Step(args.device)).run, None, *args.graph)
     tiers = {
         "gpu store": ("--gpu-cache", "16GiB"),
         "pinned store": ("--gpu-cache", "0", "--pinned-cache", "8GiB"),
     }
     if not on_gpu:
         tiers = {"cpu": ()}
+    out["turns"] = {mode: {"rounds": rounds, "steps": steps} for mode, (*_, rounds, steps) in modes.items()}
+    out["turns"]["torch"] = {"rounds": args.rounds, "steps": args.rival_steps}
+    fed_lead, short_lead = (FED_LEAD, SHORT_LEAD) if on_gpu else (HOST_LEAD, 1)
+
+    def resident(mode: str) -> Fed:
+        run, x, *_ = modes[mode]
+        return Fed(lambda: x, run, [], short_lead)
+
     daemons: dict[str, Daemon] = {}
-    ours, theirs = {}, {}
+    ours, beside = {}, []
     try:
         for name, flags in tiers.items():
             daemons[name] = bench.daemon(*flags)
             ours[name], out[f"first epoch, {name}"] = first_epoch(bench, daemons[name])
-        data = rivals.store(args.episodes)
-        for workers in args.workers:
-            theirs[workers] = rivals.batches(data, workers, OFF_GRID, args.device)
-        for mode, run, steps in (
-            ("eager", eager.run, args.eager_steps),
-            ("graph", graph and graph.run, args.graph_steps),
-        ):
-            if run is None:
-                continue
-            constant = resident if mode == "eager" else None
-            feds = {"resident": Fed(lambda x=constant: x, run, list)}
+        for mode, (run, _, rounds, steps) in modes.items():
+            feds = {"resident": resident(mode)}
             for name, batches in ours.items():
-                pid = daemons[name].pid
-                feds[name] = Fed(lambda of=batches: next(of)[KEY], run, lambda pid=pid: [pid])
+                feds[name] = Fed(lambda of=batches: next(of)[KEY], run, [daemons[name].pid], fed_lead)
+            feds["resident, again"] = resident(mode)
+            out[mode] = take_turns(feds, rounds, steps, args.device)
+        data = rivals.store(args.episodes)
+        theirs = {workers: rivals.batches(data, workers, OFF_GRID, args.device) for workers in args.workers}
+        for mode, (run, *_) in modes.items():
+            feds = {"resident, beside torch": resident(mode)}
             for workers, (iterator, batches) in theirs.items():
                 pids = [worker.pid for worker in iterator._workers]
-                feds[f"torch, {workers} workers"] = Fed(
-                    lambda of=batches: next(of), run, lambda pids=pids: pids
-                )
-            for _ in range(args.rounds + 1):
-                for name, fed in feds.items():
-                    slow = name.startswith("torch")
-                    # All that was made meanwhile is used up before the clock starts.
-                    lead = 5 * max(args.workers) if slow else 40
-                    fed.turn(
-                        max(steps // 4, min(steps, 20)) if slow else steps, lead if on_gpu else 2, args.device
-                    )
-            out[mode] = {name: fed.found(feds["resident"]) for name, fed in feds.items()}
+                beside.append(Rival(lambda of=batches: next(of), run, pids, short_lead))
+                feds[f"torch, {workers} workers"] = beside[-1]
+            out[mode] |= take_turns(feds, args.rounds, args.rival_steps, args.device)
             training_rows(bench, mode, out[mode])
         out["loss"] = float(eager.loss)
         out["daemon_warnings"] = {name: daemon.warnings() for name, daemon in daemons.items()}
         if on_gpu:
             out["daemons"] = {name: daemon.gpu() for name, daemon in daemons.items()}
     finally:
+        # Who stands still cannot end.
+        for rival in beside:
+            rival.tell(signal.SIGCONT)
         for daemon in daemons.values():
             daemon.__exit__()
     return out
@@ -149,18 +217,17 @@ def first_epoch(bench: Bench, daemon: Daemon) -> tuple[Iterator[Any], Json]:
 
 
 def training_rows(bench: Bench, mode: str, found: Json) -> None:
-    resident = found["resident"]
-    best = max((of["episodes_per_s"], name) for name, of in found.items() if name.startswith("torch"))
-    bench.row(f"training step, {mode}: resident", f"{resident['episodes_per_s']:,.0f} episodes/s")
+    torches = [(of["of_resident"], name) for name, of in found.items() if name.startswith("torch")]
     for name, of in found.items():
-        if name == "resident":
-            continue
-        cores = of["cores_of_other_processes"] + of["cores_taking_batches"]
-        text = f"{of['episodes_per_s']:,.0f} episodes/s, {cores:.2f} cores"
-        ratio = f"{of['of_resident']:.1%} of resident"
-        if name.startswith("torch"):
-            bench.row(f"training step, {mode}: {name}", text, ratio)
-        else:
-            ratio += f", {of['episodes_per_s'] / best[0]:.1f} x {best[1]}"
+        text, ratio, goal = f"{of['episodes_per_s']:,.0f} episodes/s", "", ""
+        if name not in ("resident", "resident, beside torch"):
+            q1, q3 = of["of_resident_quartiles"]
+            ratio = f"{100 * of['of_resident']:.1f} % of resident ({100 * q1:.1f}-{100 * q3:.1f})"
+        if not name.startswith("resident"):
+            text += f", {of['cores_of_other_processes'] + of['cores_taking_batches']:.2f} cores"
+        if not name.startswith(("resident", "torch")):
             goal = ">= 99 %, <= 1 core" if mode == "eager" else ">= 98 %, <= 1 core"
-            bench.row(f"training step, {mode}: {name}", text, ratio, goal)
+            if torches:
+                share, best = max(torches)
+                ratio += f", {of['of_resident'] / share:.1f} x {best}"
+        bench.row(f"training step, {mode}: {name}", text, ratio, goal)
