@@ -71,7 +71,7 @@ impl Producer {
         self.ring.set_state(state);
     }
 
-    /// Make a waiting client look at its socket, after a message was sent.
+    /// Make a waiting client look: at its socket, after a message was sent, or out for a batch that comes soon.
     pub fn notify(&self) {
         self.ring.notify();
     }

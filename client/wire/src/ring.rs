@@ -262,7 +262,7 @@ impl<M: Memory> ProducerRing<M> {
         self.memory.words().notify_consumer();
     }
 
-    /// Make a waiting client look at its socket.
+    /// Make a waiting client look: at its socket, or out for a batch that comes soon.
     pub fn notify(&self) {
         self.memory.words().notify_consumer();
     }

@@ -106,6 +106,7 @@ impl Worker {
 
     /// What the thread does until the last sender is gone.
     pub fn run(mut self, bursts: &Receiver<Vec<Job>>) {
+        rest_exactly();
         loop {
             let next = if self.in_flight.is_empty() {
                 bursts.recv().map_err(|_gone| RecvTimeoutError::Disconnected)
@@ -215,7 +216,10 @@ impl Worker {
             jobs.push(Made { job, held: sources.held });
         }
         match done {
-            Ok((end, descriptors)) => self.in_flight.push_back(Burst { end, jobs, descriptors, started }),
+            Ok((end, descriptors)) => {
+                announce(&loaders);
+                self.in_flight.push_back(Burst { end, jobs, descriptors, started });
+            }
             Err(error) => {
                 // Some of it may be under way: what it reads and writes must stay until it is over.
                 if let Err(lost) = self.device.finish(self.stream) {
@@ -315,6 +319,20 @@ impl Worker {
 
     fn bug(&self, call: &'static str, what: &str) -> DeviceError {
         DeviceError::Call { device: self.device.facts().name.clone(), call, what: what.to_owned() }
+    }
+}
+
+/// Wakes clients that wait: a thread takes longer to wake than a GPU to make a batch, and one that was woken spins.
+fn announce(loaders: &[Arc<Loader>]) {
+    for loaders in loaders.chunk_by(Arc::ptr_eq) {
+        loaders[0].producer.notify();
+    }
+}
+
+/// Lets this thread rest as long as it says: by default the kernel may wake it 50 us late.
+fn rest_exactly() {
+    if let Err(error) = nix::sys::prctl::set_timerslack(1) {
+        tracing::debug!(%error, "the thread of a GPU keeps its timer slack");
     }
 }
 

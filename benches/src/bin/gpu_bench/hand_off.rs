@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   this process, the daemon's part              the client, this program started anew
-//!   upload seq, record ready, ask until done     next_batch: waits for the slot
+//!   upload seq, record ready                     next_batch: waits for the slot
+//!   announce, ask until done ──────────────────▶ wakes, if it slept
 //!   clock ─▶ header.assemble_ns                  use_on: its stream waits for ready
 //!   publish ───────────────────────────────────▶ synchronise ─▶ clock
 //! ```
@@ -233,6 +234,8 @@ impl Ring {
         let to = self.ring.slot(slot).part(0..NUMBERS);
         self.device.upload(self.stream, &*self.pinned, line..line + NUMBERS, &to)?;
         self.device.record(self.ring.ready(slot), self.stream)?;
+        // As the daemon does: a client that waits is awake by then.
+        self.producer.notify();
         while self.device.query(self.ring.ready(slot))? == Progress::Pending {
             std::hint::spin_loop();
         }
