@@ -1,7 +1,7 @@
 //! Device memory for what is there for one batch only: windows of streams, given back when the batch is made.
 //!
-//! Owns the arena they are cut from. A window lies at the same place within a line of the GPU's as its rows do within
-//! their episode, so that copies and kernels find both aligned alike.
+//! Owns the arena they are cut from. A window that is copied from where it is pinned lies at the same place within a line
+//! as its rows do there; one that is packed first begins a line.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -11,10 +11,11 @@ use crate::gpu::arena::Arena;
 use crate::gpu::device::{Device, DeviceError, Memory, Span};
 use crate::gpu::resident::Keep;
 
-/// Device memory kept for windows, and the slabs it is made of. Beyond it each is an allocation.
-const ARENA: (u64, u64) = (512 << 20, 64 << 20);
-/// Bytes of windows that a burst may be behind; four are under way or being made.
-pub const AT_ONCE: u64 = ARENA.0 / 8;
+/// Device memory for windows: a share of all, so much at least and at most. Beyond it each is an allocation.
+const SHARE: u64 = 64;
+const BUDGET: [u64; 2] = [64 << 20, 1 << 30];
+/// The slabs it is made of.
+const SLAB: u64 = 64 << 20;
 /// Lines of the GPU.
 const ALIGN: u64 = 256;
 /// How long to leave the device alone after it had no memory.
@@ -44,16 +45,23 @@ impl Held {
 pub(super) struct Passing {
     device: Arc<dyn Device>,
     arena: Arena<Arc<Memory>>,
+    budget: u64,
     /// When the device last had no memory for a slab.
     refused: Option<Instant>,
 }
 
 impl Passing {
     pub(super) fn new(device: &Arc<dyn Device>) -> Self {
-        Self { device: Arc::clone(device), arena: Arena::new(ARENA.0, ARENA.1), refused: None }
+        let budget = (device.facts().memory_bytes / SHARE).clamp(BUDGET[0], BUDGET[1]);
+        Self { device: Arc::clone(device), arena: Arena::new(budget, SLAB), budget, refused: None }
     }
 
-    /// Memory for `bytes` bytes that lie at `offset` of their stream; `None` where the arena has no room.
+    /// Bytes of windows to have at once, that all may be copied while as many are read.
+    pub(super) const fn at_once(&self) -> u64 {
+        self.budget / 2
+    }
+
+    /// Memory for `bytes` bytes that are pinned at `offset` of a line or some lines; `None` where the arena has no room.
     pub(super) fn take(
         &mut self,
         bytes: u64,
@@ -72,7 +80,7 @@ impl Passing {
                 if self.refused.is_none() {
                     tracing::warn!(
                         device = device.facts().name,
-                        wanted = ARENA.1,
+                        wanted = SLAB,
                         has = self.arena.bytes(),
                         %error,
                         "the GPU has no memory for what passes through it for a batch; kernels read what is pinned over \
@@ -90,19 +98,13 @@ impl Passing {
         Ok(Some(span))
     }
 
-    /// As `take`, from an allocation of its own where the arena has no room.
-    pub(super) fn must_take(
-        &mut self,
-        bytes: u64,
-        offset: u64,
-        held: &mut Held,
-    ) -> Result<Span, DeviceError> {
-        if let Some(span) = self.take(bytes, offset, held)? {
+    /// Memory for `bytes` bytes that are packed first; an allocation of its own where the arena has no room.
+    pub(super) fn must_take(&mut self, bytes: u64, held: &mut Held) -> Result<Span, DeviceError> {
+        if let Some(span) = self.take(bytes, 0, held)? {
             return Ok(span);
         }
-        let skew = offset % ALIGN;
-        let memory = Memory::allocate(&self.device, skew + bytes)?;
-        let span = Span::whole(&memory).part(skew..skew + bytes);
+        let memory = Memory::allocate(&self.device, bytes)?;
+        let span = Span::whole(&memory);
         held.bytes += bytes;
         held.blocks.push(Box::new(memory));
         Ok(span)

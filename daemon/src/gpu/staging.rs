@@ -2,7 +2,7 @@
 //!
 //! Two buffers take turns: one is filled while the other is on its way, on a stream of its own, so that uploads and the
 //! making of batches overlap. Copies to neighbouring places become one, and all are enqueued together. Whatever was
-//! asked for is on its way after [`Staging::flush`], and done for a stream after [`Staging::wait`].
+//! asked for is on its way after [`Staging::flush`], and there when [`Staging::sent`] has happened.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -27,8 +27,8 @@ pub struct Staging {
     filling: usize,
     /// Copies of what is pinned elsewhere, not on their way yet.
     direct: Vec<Upload>,
-    /// Behind all that is on its way.
-    sent: Option<Event>,
+    /// Behind all that is on its way, if something may be.
+    sent: Option<Arc<Event>>,
     counters: Arc<TierCounters>,
 }
 
@@ -91,18 +91,20 @@ impl Staging {
             self.device.record(self.buffers[self.filling].sent.id(), self.stream)?;
             self.filling = (self.filling + 1) % self.buffers.len();
         }
-        if self.sent.is_none() {
-            self.sent = Some(Event::new(&self.device)?);
-        }
-        self.sent.as_ref().map_or(Ok(()), |sent| self.device.record(sent.id(), self.stream))
+        let sent = Event::new(&self.device)?;
+        self.device.record(sent.id(), self.stream)?;
+        self.sent = Some(Arc::new(sent));
+        Ok(())
     }
 
-    /// Makes `stream` wait for all that was flushed.
-    pub fn wait(&self, stream: StreamId) -> Result<(), DeviceError> {
-        match &self.sent {
-            Some(sent) if sent.query()? == Progress::Pending => self.device.wait(stream, sent.id()),
-            _ => Ok(()),
+    /// What happens when all that was flushed is there; `None` where it is.
+    pub fn sent(&mut self) -> Result<Option<Arc<Event>>, DeviceError> {
+        if let Some(sent) = &self.sent
+            && sent.query()? == Progress::Done
+        {
+            self.sent = None;
         }
+        Ok(self.sent.clone())
     }
 
     /// Forgets what is not on its way.

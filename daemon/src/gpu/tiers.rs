@@ -31,8 +31,8 @@ use robocache_types::Clock;
 use crate::gpu::caches::Caches;
 pub use crate::gpu::caches::TierCounters;
 use crate::gpu::describe::View;
-use crate::gpu::device::{Device, DeviceError, Span, StreamId, Upload};
-pub use crate::gpu::passing::{AT_ONCE, Held};
+use crate::gpu::device::{Device, DeviceError, Event, Span, StreamId, Upload};
+pub use crate::gpu::passing::Held;
 use crate::gpu::passing::{Passing, joined};
 use crate::gpu::resident::{Entry, Keep, Tier};
 use crate::gpu::staging::Staging;
@@ -105,7 +105,7 @@ impl Tiers {
     }
 
     /// Puts what a batch reads where the device reads it. Where that is comes back as `[samples][positions]`, to be read
-    /// once [`Tiers::flush`] is waited for and as long as `held` is; an error, with the sample it is about.
+    /// once what [`Tiers::flush`] gave has happened, and as long as `held` is; an error, with the sample it is about.
     pub fn prepare(
         &mut self,
         wanted: Wanted<'_>,
@@ -163,11 +163,11 @@ impl Tiers {
         Ok(views)
     }
 
-    /// Sends what was prepared and is not on its way yet; `stream` waits for all of it. An error is about all that was
-    /// prepared since the last flush.
-    pub fn flush(&mut self, stream: StreamId) -> Result<(), DeviceError> {
+    /// Sends what was prepared and is not on its way yet. What is given back happens when all that was ever prepared is
+    /// there; `None` where it is. An error is about all that was prepared since the last flush.
+    pub fn flush(&mut self) -> Result<Option<Arc<Event>>, DeviceError> {
         let sent = self.broken.take().map_or_else(|| self.staging.flush(), Err);
-        let sent = sent.and_then(|()| self.staging.wait(stream));
+        let sent = sent.and_then(|()| self.staging.sent());
         if sent.is_err() {
             self.staging.discard();
             for (dataset, position, episode) in self.unsent.drain(..) {
@@ -178,6 +178,11 @@ impl Tiers {
         // Whatever is copied to the same place comes after it, on one stream.
         self.abandoned = Held::default();
         sent
+    }
+
+    /// Bytes that batches may hold before they are made, as [`Held::bytes`] has them, while as many hold as much.
+    pub const fn at_once(&self) -> u64 {
+        self.passing.at_once()
     }
 
     /// Takes what a batch held that will not be made: copies to there may be asked for.
@@ -240,7 +245,7 @@ impl Tiers {
             (Some(view), _) => view.stamps,
             (None, None) => None,
             (None, Some(stamps)) => {
-                let span = self.passing.must_take(stamps.len() as u64, 0, held)?;
+                let span = self.passing.must_take(stamps.len() as u64, held)?;
                 self.send(stamps, &span)?;
                 Some(span.address())
             }
@@ -256,7 +261,8 @@ impl Tiers {
                 self.staging.copy(Upload::from_address(DevicePtr(view.data.0 + start), span.clone()));
                 span
             } else {
-                let span = self.passing.must_take(bytes, start, held)?;
+                // Beside the last one, so that they travel together.
+                let span = self.passing.must_take(bytes, held)?;
                 self.send(&data[range], &span)?;
                 span
             };

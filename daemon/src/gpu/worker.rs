@@ -1,15 +1,18 @@
 //! The thread of one device: takes bursts of batches, describes and enqueues them, publishes what is done.
 //!
 //! ```text
-//!   loaders ──bursts──▶ prepare sources ─▶ describe ─▶ upload ─▶ launch, record ready[i] ─▶ in flight
-//!                                                                            ready happened ◀── ask, in order
+//!   loaders ──bursts──▶ prepare sources, send copies ─▶ parts
+//!                                        copies there ◀── ask
+//!                                            └─▶ describe ─▶ upload ─▶ launch, record ready[i] ─▶ in flight
+//!                                                                             ready happened ◀── ask, in order
 //!                                                                                 └─▶ publish the slot
 //! ```
 //!
-//! Everything of one device is enqueued by this thread, on one stream; transfers have another. It never waits for a
+//! Everything of one device is enqueued by this thread, launches on one stream, transfers on another. It never waits for a
 //! GPU as long as there is something to enqueue: it asks, and at most three bursts are under way. Batches come
-//! in bursts because each turn of this context at the GPU takes a time slice from the trainer's. A burst for which much
-//! is copied is cut, so that the kernels of one part run while the next part's copies are on their way.
+//! in bursts because each turn of this context at the GPU takes a time slice from the trainer's; for the same reason the
+//! stream of launches waits for nothing: a part is enqueued when what it reads is there. A burst that reads more than
+//! what passes may hold is cut.
 
 use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
@@ -26,10 +29,10 @@ use crate::gpu::describe::{Recipe, View};
 use crate::gpu::device::{
     Device, DeviceError, Event, Launch, Memory, Output, Pinned, Progress, Span, StreamId,
 };
-use crate::gpu::tiers::{AT_ONCE, Held, Tiers, Wanted};
+use crate::gpu::tiers::{Held, Tiers, Wanted};
 use crate::loader::Loader;
 
-/// Bursts enqueued and not done.
+/// Bursts enqueued and not done, and parts that wait for copies.
 const IN_FLIGHT: usize = 3;
 /// How long to rest between two looks at what is under way.
 const REST: Duration = Duration::from_micros(20);
@@ -39,10 +42,17 @@ const REST: Duration = Duration::from_micros(20);
 pub struct WorkerCounters {
     pub batches: AtomicU64,
     pub bursts: AtomicU64,
-    /// From the first enqueue of a burst to its end.
+    /// From the first step of a burst to its end.
     pub burst_ns: AtomicU64,
     /// Time this thread spent describing and enqueuing.
     pub enqueue_ns: AtomicU64,
+}
+
+impl WorkerCounters {
+    fn add_enqueue(&self, elapsed: Duration) {
+        let elapsed = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
+        self.enqueue_ns.fetch_add(elapsed, Ordering::Relaxed);
+    }
 }
 
 /// The state of the thread.
@@ -52,6 +62,7 @@ pub struct Worker {
     stream: StreamId,
     tiers: Tiers,
     descriptors: Vec<Descriptors>,
+    parts: VecDeque<Part>,
     in_flight: VecDeque<Burst>,
     counters: Arc<WorkerCounters>,
 }
@@ -61,6 +72,14 @@ pub struct Worker {
 struct Descriptors {
     pinned: Box<dyn Pinned>,
     device: Arc<Memory>,
+}
+
+/// A burst, or a part of one, that is enqueued when what it reads is there.
+#[derive(Debug)]
+struct Part {
+    batches: Vec<Prepared>,
+    sent: Option<Arc<Event>>,
+    started: Instant,
 }
 
 /// What was enqueued together.
@@ -80,13 +99,15 @@ struct Made {
     held: Held,
 }
 
-/// A batch whose sources are where the device reads them.
+/// A batch whose sources are where the device reads them, or on their way there.
+#[derive(Debug)]
 struct Prepared {
     job: Job,
     sources: Sources,
 }
 
 /// Where a batch's sources are.
+#[derive(Debug)]
 struct Sources {
     held: Held,
     /// `[samples][positions of the recipe]`
@@ -100,17 +121,19 @@ impl Worker {
         tiers: Tiers,
         counters: Arc<WorkerCounters>,
     ) -> Self {
-        let (device, descriptors, in_flight) = (Arc::clone(device), Vec::new(), VecDeque::new());
-        Self { device, stream, tiers, descriptors, in_flight, counters }
+        let (device, descriptors) = (Arc::clone(device), Vec::new());
+        let (parts, in_flight) = (VecDeque::new(), VecDeque::new());
+        Self { device, stream, tiers, descriptors, parts, in_flight, counters }
     }
 
     /// What the thread does until the last sender is gone.
     pub fn run(mut self, bursts: &Receiver<Vec<Job>>) {
         rest_exactly();
         loop {
-            let next = if self.in_flight.is_empty() {
+            let idle = self.in_flight.is_empty() && self.parts.is_empty();
+            let next = if idle {
                 bursts.recv().map_err(|_gone| RecvTimeoutError::Disconnected)
-            } else if self.in_flight.len() < IN_FLIGHT {
+            } else if self.has_room() {
                 bursts.recv_timeout(REST)
             } else {
                 std::thread::sleep(REST);
@@ -119,41 +142,82 @@ impl Worker {
             match next {
                 Ok(jobs) => self.burst(jobs),
                 Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) if self.in_flight.is_empty() => return,
+                Err(RecvTimeoutError::Disconnected) if idle => return,
                 Err(RecvTimeoutError::Disconnected) => std::thread::sleep(REST),
             }
-            self.publish_done();
+            self.go_on();
         }
     }
 
+    /// Whether another burst, or part of one, may be prepared.
+    fn has_room(&self) -> bool {
+        let of_parts = self.parts.iter().flat_map(|part| &part.batches).map(|batch| &batch.sources.held);
+        let of_bursts = self.in_flight.iter().flat_map(|burst| &burst.jobs).map(|made| &made.held);
+        let passing = of_parts.chain(of_bursts).map(Held::bytes).sum::<u64>();
+        self.in_flight.len() < IN_FLIGHT && self.parts.len() < IN_FLIGHT && passing <= self.tiers.at_once()
+    }
+
+    /// Does what it is time for.
+    fn go_on(&mut self) {
+        self.enqueue_arrived();
+        self.publish_done();
+    }
+
     fn burst(&mut self, jobs: Vec<Job>) {
-        let (mut prepared, mut passing) = (Vec::with_capacity(jobs.len()), 0);
+        let (mut batches, mut passing) = (Vec::with_capacity(jobs.len()), 0);
         let mut started = Instant::now();
         for job in jobs {
-            let Some(one) = self.prepared(job) else { continue };
-            passing += one.sources.held.bytes();
-            prepared.push(one);
-            if passing >= AT_ONCE {
-                self.enqueue_counted(std::mem::take(&mut prepared), started);
-                while self.in_flight.len() >= IN_FLIGHT {
+            let Some(batch) = self.prepared(job) else { continue };
+            let bytes = batch.sources.held.bytes();
+            passing += bytes;
+            batches.push(batch);
+            // One more of its size would be too much.
+            if passing + bytes > self.tiers.at_once() {
+                self.send(std::mem::take(&mut batches), started);
+                while !self.has_room() {
                     std::thread::sleep(REST);
-                    self.publish_done();
+                    self.go_on();
                 }
                 (passing, started) = (0, Instant::now());
             }
         }
-        self.enqueue_counted(prepared, started);
+        self.send(batches, started);
     }
 
-    fn enqueue_counted(&mut self, prepared: Vec<Prepared>, started: Instant) {
-        if !prepared.is_empty() {
-            self.enqueue(prepared, started);
-        } else if let Err(error) = self.tiers.flush(self.stream) {
-            // Those it is about were told.
-            tracing::debug!(%error, "nothing of a burst is left to be made");
+    /// Sends copies on their way.
+    fn send(&mut self, batches: Vec<Prepared>, started: Instant) {
+        match self.tiers.flush() {
+            Ok(_) if batches.is_empty() => {}
+            Ok(sent) => self.parts.push_back(Part { batches, sent, started }),
+            Err(error) => batches.into_iter().for_each(|batch| self.give_up(batch, &error)),
         }
-        let elapsed = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.counters.enqueue_ns.fetch_add(elapsed, Ordering::Relaxed);
+        self.counters.add_enqueue(started.elapsed());
+    }
+
+    /// Enqueues the parts whose copies are there.
+    fn enqueue_arrived(&mut self) {
+        let mut at = 0;
+        while let Some(part) = self.parts.get(at) {
+            match part.sent.as_ref().map_or(Ok(Progress::Done), |sent| sent.query()) {
+                Ok(Progress::Pending) => at += 1,
+                Ok(Progress::Done) => {
+                    let part = self.parts.remove(at).expect("looked at just now");
+                    let started = Instant::now();
+                    self.enqueue(part);
+                    self.counters.add_enqueue(started.elapsed());
+                }
+                Err(error) => {
+                    let part = self.parts.remove(at).expect("looked at just now");
+                    part.batches.into_iter().for_each(|batch| self.give_up(batch, &error));
+                }
+            }
+        }
+    }
+
+    /// A batch that will not be made.
+    fn give_up(&mut self, batch: Prepared, error: &DeviceError) {
+        self.tiers.abandon(batch.sources.held);
+        batch.job.fail(&error.to_string());
     }
 
     /// Prepares a batch; whatever fails, a bug of ours included, is told to the batch's loader and no other.
@@ -194,8 +258,9 @@ impl Worker {
         Ok(views)
     }
 
-    /// Enqueues what was prepared, as one upload of descriptors and a launch for each batch.
-    fn enqueue(&mut self, prepared: Vec<Prepared>, started: Instant) {
+    /// Enqueues what is there, as one upload of descriptors and a launch for each batch.
+    fn enqueue(&mut self, part: Part) {
+        let Part { batches: prepared, started, .. } = part;
         let mut jobs: Vec<Made> = Vec::with_capacity(prepared.len());
         let loaders: Vec<Arc<Loader>> = prepared.iter().map(|one| Arc::clone(&one.job.loader)).collect();
         let mut described: Vec<(Vec<Output<'_>>, AssemblePlan, u64)> = Vec::new();
@@ -258,7 +323,6 @@ impl Worker {
                 .map_err(|error| self.bug("describing a batch", &error.to_string()))?;
         }
         descriptors.pinned.write(0, &encoded);
-        self.tiers.flush(self.stream)?;
         let used = 0..encoded.len() as u64;
         self.device.upload(self.stream, &*descriptors.pinned, used.clone(), &span.part(used))?;
         for ((one, loader), (outputs, plan, at)) in prepared.iter().zip(loaders).zip(described) {

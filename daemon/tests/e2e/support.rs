@@ -103,8 +103,12 @@ impl Daemon {
 impl Drop for Daemon {
     fn drop(&mut self) {
         // It may have ended already; either way nothing is left running.
+        let ended = self.child.try_wait();
         self.child.kill().ok();
         self.child.wait().ok();
+        if std::thread::panicking() {
+            eprintln!("the daemon: {ended:?}; its log:\n{}", self.log());
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Streams, events, copies and allocations.
 
-use robocached::gpu::device::{DeviceError, EventId, Memory, Progress, Span, StreamId};
+use robocached::gpu::device::{DeviceError, EventId, Memory, Progress, Span, StreamId, Upload};
 
 use crate::bench::{Bench, until, until_done};
 use crate::random::Random;
@@ -129,6 +129,28 @@ fn copies_of_any_size_and_place_are_exact() {
             got[..lead].iter().chain(&got[lead + size..]).all(|&byte| byte == 0xa5),
             "beside {size} bytes"
         );
+    }
+}
+
+#[test]
+fn tens_of_thousands_of_copies_at_once_are_exact() {
+    const COUNT: usize = 70_000;
+    let bench = Bench::new();
+    let mut random = Random::from_environment().unwrap();
+    let bytes: Vec<u8> = (0..COUNT * 64).map(|_| random.bits().to_le_bytes()[3]).collect();
+    let (span, pinned) = (bench.memory(bytes.len() as u64), bench.pinned(&bytes));
+    let part = |at: usize, len: usize| at as u64 * 64..at as u64 * 64 + len as u64;
+    // From the other end, and some of nothing.
+    let uploads: Vec<Upload> = (0..COUNT)
+        .map(|at| (COUNT - 1 - at, at, if at % 7 == 0 { 0 } else { 64 }))
+        .map(|(from, to, len)| Upload::new(&*pinned, part(from, len), &span.part(part(to, len))))
+        .collect();
+    let before = bench.get(&span);
+    bench.device.upload_all(bench.stream, &uploads).unwrap();
+    bench.device.finish(bench.stream).unwrap();
+    for (at, (got, before)) in bench.get(&span).chunks(64).zip(before.chunks(64)).enumerate() {
+        let wanted = if at % 7 == 0 { before } else { &bytes[(COUNT - 1 - at) * 64..][..64] };
+        assert!(got == wanted, "copy {at}");
     }
 }
 

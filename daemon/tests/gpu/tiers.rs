@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use robocache_formats::{Stream, Values};
 use robocache_types::{Clock, DType};
-use robocached::gpu::device::{Device, DeviceError};
+use robocached::gpu::device::{Device, DeviceError, Event, Progress};
 use robocached::gpu::sim::{Fault, SimDevice, SimOptions};
 use robocached::gpu::staging::Staging;
 use robocached::gpu::tiers::{Held, TierCounters, Tiers, Wanted};
@@ -24,6 +24,13 @@ fn bytes(len: usize, seed: u64) -> Vec<u8> {
         .collect()
 }
 
+/// Waits for what was sent.
+fn arrive(sent: Option<Arc<Event>>) {
+    while sent.as_ref().is_some_and(|sent| sent.query().unwrap() == Progress::Pending) {
+        std::thread::yield_now();
+    }
+}
+
 /// Uploads pieces of all sizes to places beside each other and apart; they must arrive as they were, and nothing else.
 fn upload_everywhere(bench: &Bench, staging: &mut Staging) {
     let whole = bench.memory(3 << 20);
@@ -38,8 +45,7 @@ fn upload_everywhere(bench: &Bench, staging: &mut Staging) {
         at = (at + len).next_multiple_of(256) + if number % 3 == 0 { 4096 } else { 0 };
     }
     staging.flush().unwrap();
-    staging.wait(bench.stream).unwrap();
-    bench.device.finish(bench.stream).unwrap();
+    arrive(staging.sent().unwrap());
     let found = bench.get(&whole);
     let mut start = 0;
     for (number, len) in [1_usize, 255, 256, 257, 4096, 100_000, 700_001, 16, 300_000].into_iter().enumerate()
@@ -147,12 +153,11 @@ fn of_pinned_episodes_large_windows_are_copied_once_and_small_ones_are_left_to_t
     let bench = Bench::new();
     let (mut tiers, counters) = tiers(&bench, 0, 64 << 20);
     let small = prepare(&mut tiers, 0).unwrap();
-    tiers.flush(bench.stream).unwrap();
+    tiers.flush().unwrap();
     assert_eq!((small.bytes(), count(&counters.uploaded_bytes)), (0, 0), "100 rows of 32 bytes");
     let large = stream(1000, 1024, 1);
     let held = prepare_rows(&mut tiers, 1, &large, &[400..500, 100..200, 150..260, 100..110]).unwrap();
-    tiers.flush(bench.stream).unwrap();
-    bench.device.finish(bench.stream).unwrap();
+    arrive(tiers.flush().unwrap());
     let rows = (260 - 100) + (500 - 400);
     assert_eq!((held.bytes(), count(&counters.uploaded_bytes)), (rows * 4096, rows * 4096));
     assert_eq!((count(&counters.pinned_hits), count(&counters.passing)), (5, 0));
@@ -163,8 +168,7 @@ fn what_passes_is_the_rows_that_are_read_and_the_stamps() {
     let bench = Bench::new();
     let (mut tiers, counters) = tiers(&bench, 0, 0);
     let held = prepare_rows(&mut tiers, 0, &stream(1000, 8, 0), &[900..1000, 0..1]).unwrap();
-    tiers.flush(bench.stream).unwrap();
-    bench.device.finish(bench.stream).unwrap();
+    arrive(tiers.flush().unwrap());
     let bytes = 101 * 32 + 1000 * 8;
     assert_eq!((held.bytes(), count(&counters.passing)), (bytes, 2));
     assert!(
@@ -180,12 +184,12 @@ fn what_an_upload_that_failed_should_have_brought_is_brought_again() {
     let (mut tiers, counters) = tiers(&bench, 64 << 20, 0);
     device.inject(Fault::Upload(0));
     prepare(&mut tiers, 0).unwrap();
-    let error = tiers.flush(bench.stream).unwrap_err();
+    let error = tiers.flush().unwrap_err();
     assert!(matches!(error, DeviceError::Call { call: "upload", .. }), "{error}");
     assert_eq!(count(&counters.uploaded_bytes), 0);
     for _ in 0..2 {
         prepare(&mut tiers, 0).unwrap();
-        tiers.flush(bench.stream).unwrap();
+        tiers.flush().unwrap();
         assert_eq!(count(&counters.uploaded_bytes), 1000 * 32 + 1000 * 8, "once, and now it is here");
     }
     assert_eq!(count(&counters.gpu_hits), 3);
@@ -200,10 +204,10 @@ fn an_upload_that_fails_while_a_batch_is_prepared_fails_the_burst_and_no_later_o
     device.inject(Fault::Upload(0));
     let large = stream(1000, 256, 1);
     assert!(prepare_rows(&mut tiers, 0, &large, std::slice::from_ref(&(0..1000))).is_err());
-    assert!(tiers.flush(bench.stream).is_err());
+    assert!(tiers.flush().is_err());
     let before = count(&counters.uploaded_bytes);
     prepare_rows(&mut tiers, 0, &large, std::slice::from_ref(&(0..100))).unwrap();
-    tiers.flush(bench.stream).unwrap();
+    tiers.flush().unwrap();
     assert!(count(&counters.uploaded_bytes) >= before + 100 * 1024);
     bench.device.finish(bench.stream).unwrap();
 }

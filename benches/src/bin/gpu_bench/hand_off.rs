@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Both sides are the libraries that the daemon and its clients are made of; only sampler, reader and kernel are left
-//! out. Both read `CLOCK_MONOTONIC`, which is one for all processes of a host. The client checks that what it got is
+//! out; an upload takes the GPU as long as the kernel would. Both read `CLOCK_MONOTONIC`, which is one for all processes of a host. The client checks that what it got is
 //! the batch it was told of, now and then. Gaps between batches are drawn from 100 us to 2 ms, so that the client is met while it
 //! still spins and when it sleeps. A batch that was there before the client asked is counted apart.
 
@@ -63,6 +63,9 @@ pub(crate) struct HandOff {
     /// The client asks again and again instead of going to sleep: what of it all is the waking
     #[arg(long)]
     poll: bool,
+    /// KiB that are uploaded for a batch beside its number; 512 take 10 us, as the kernel that makes such a batch does
+    #[arg(long, default_value_t = 512)]
+    work_kib: u64,
     /// Shortest and longest gap between two batches, in microseconds
     #[arg(long, num_args = 2, default_values_t = [100.0, 2000.0])]
     gap_us: Vec<f64>,
@@ -115,6 +118,7 @@ pub(crate) fn hand_off(of: &HandOff) -> anyhow::Result<Value> {
     let mut found: Value = serde_json::from_slice(&output.stdout).context("what the client printed")?;
     found["gap_us"] = json!(of.gap_us);
     found["client_polls"] = json!(of.poll);
+    found["work_kib"] = json!(of.work_kib);
     Ok(found)
 }
 
@@ -126,6 +130,8 @@ struct Ring {
     producer: Arc<Producer>,
     /// A line a slot: the bytes uploaded to it.
     pinned: Box<dyn Pinned>,
+    /// What keeps the GPU busy for as long as making a batch would.
+    work: Option<Box<dyn Pinned>>,
     /// Until the end: a hang-up would be the daemon's death.
     connection: Connection,
 }
@@ -181,8 +187,10 @@ impl Ring {
         let ToDaemon::Attached { done } = receive(&connection)? else { bail!("the client did not attach") };
         ring.attach(&done)?;
         let pinned = device.pin(NUMBERS * u64::from(of.slots))?;
+        ensure!(of.work_kib << 10 <= VALUES, "--work-kib: a batch has {} KiB", VALUES >> 10);
+        let work = (of.work_kib > 0).then(|| device.pin(of.work_kib << 10)).transpose()?;
         let (device, stream) = (Arc::clone(device), device.stream()?);
-        Ok(Self { device, stream, ring, producer, pinned, connection })
+        Ok(Self { device, stream, ring, producer, pinned, work, connection })
     }
 
     fn produce(mut self, of: &HandOff, client: &mut Child) -> anyhow::Result<()> {
@@ -231,6 +239,10 @@ impl Ring {
         let line = NUMBERS * slot as u64;
         let number: Vec<u8> = (0..BATCH).flat_map(|_| seq.to_le_bytes()).collect();
         self.pinned.write(line, &number);
+        if let Some(work) = &self.work {
+            let busy = self.ring.slot(slot).part(NUMBERS..NUMBERS + work.bytes());
+            self.device.upload(self.stream, &**work, 0..busy.bytes(), &busy)?;
+        }
         let to = self.ring.slot(slot).part(0..NUMBERS);
         self.device.upload(self.stream, &*self.pinned, line..line + NUMBERS, &to)?;
         self.device.record(self.ring.ready(slot), self.stream)?;
