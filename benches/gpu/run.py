@@ -85,8 +85,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=1.0, help="of one turn of store and pinned")
     parser.add_argument("--batches", type=int, default=24_000, help="of hand-off")
     turns = {"type": int, "nargs": 2, "metavar": ("ROUNDS", "STEPS")}
-    parser.add_argument("--eager", **turns, default=[20, 32], help="of train; steps in multiples of 32")
-    parser.add_argument("--graph", **turns, default=[12, 192], help="of train, likewise")
+    parser.add_argument("--eager", **turns, default=[20, 30], help="of train; steps in multiples of 30")
+    parser.add_argument("--graph", **turns, default=[12, 180], help="of train, likewise")
     parser.add_argument("--rival-steps", type=int, default=20, help="of a turn of torch's DataLoader")
     parser.add_argument("--workers", type=int, nargs="*", default=[4, 8, 14], help="of torch's DataLoader")
     args = parser.parse_args()

@@ -28,8 +28,8 @@ from step import BATCH, DIM, STEPS, Graph, Step
 
 from daemon import Daemon, cpu_seconds
 
-#: Steps before a turn that are not counted. A ring of 64 slots gets 32 batches whenever 32 were used: by then
-#: the daemon makes one for each that is taken, and a multiple of 32 steps has its share of that work, no more
+#: Steps before a turn that are not counted. A ring of 64 slots gets 30 batches whenever 30 were used: by then
+#: the daemon makes one for each that is taken, and a multiple of 30 steps has its share of that work, no more
 #: and no less. Eight more, and each turn starts elsewhere between two bursts.
 FED_LEAD = 40
 #: Where nothing was made ahead meanwhile. What the turn before left the GPU to do is done by then.

@@ -109,7 +109,7 @@ def no_xid() -> Iterator[None]:
 
 @pytest.fixture
 def tight(daemon_program: str, tmp_path: Path) -> Iterator[Daemon]:
-    """A daemon whose rings have 8 slots, so that each is written again soon."""
+    """A daemon whose rings have 12 slots, so that each is written again soon."""
     tmp_path.chmod(0o700)
     config = tmp_path / "robocached.toml"
     config.write_text("[gpu]\nburst = 4\n")
@@ -122,7 +122,7 @@ def test_no_batch_changes_under_a_trainer_that_holds_it_and_is_slow(
     g1: str, tight: Daemon, truth: str
 ) -> None:
     loader = loader_of(g1, socket=tight.socket)
-    assert loader.info["slots"] == 8
+    assert loader.info["slots"] == 12
     right = Truth.on_gpu(truth)
     rng = random.Random(0)
     streams = [torch.cuda.Stream() for _ in range(4)]
@@ -164,7 +164,7 @@ def test_no_batch_changes_under_a_trainer_that_holds_it_and_is_slow(
                 kept = look_later_at_tensors(batch) if rng.random() < 0.5 else (lambda b=batch: look(b))
                 held.append((until, kept))
             del batch
-            # At most 5 of the 8 slots are held here, so that the loop goes on.
+            # At most 5 of the 12 slots are held here, so that the loop goes on.
             due = [later for until, later in held if until <= taken] + [later for _, later in held[:-5]]
             held = [(until, later) for until, later in held[-5:] if until > taken]
             for later in due:

@@ -21,7 +21,7 @@ use robocache_wire::ring::Claim;
 
 use crate::assemblers::Job;
 use crate::gpu::device::DeviceError;
-use crate::gpu::host::GpuLoader;
+use crate::gpu::host::{GpuLoader, SPARE};
 use crate::loader::{Interrupt, Loader};
 
 /// How long to rest between two looks at slots whose kernels still run: with much before the client, and with little.
@@ -49,7 +49,8 @@ pub struct Feed<'a> {
 impl<'a> Feed<'a> {
     pub fn new(loader: &'a Arc<Loader>, gpu: &'a GpuLoader) -> Self {
         let slots = loader.producer.shape().slots;
-        let burst = gpu.gpu.burst.min(slots / 2).max(1) as usize;
+        let spare = SPARE.min(slots / 4);
+        let burst = gpu.gpu.burst.min((slots - spare) / 2).max(1) as usize;
         let (collected, usable, pending) = (Vec::new(), Vec::new(), VecDeque::new());
         Self { loader, gpu, burst, collected, usable, pending, refilling: false, asked: 0 }
     }

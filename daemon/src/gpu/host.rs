@@ -23,8 +23,10 @@ use crossbeam::channel::{Sender, bounded};
 use parking_lot::{Mutex, RwLock};
 use robocache_wire::spec::{GpuRing, LoaderSpec};
 
-/// Batches made together: a change of context costs some 150 us, as much as a dozen batches of a usual size.
-const BURST: u32 = 32;
+/// Batches made together: a turn at the GPU costs a trainer some 300 us, as much as two dozen batches of a usual size.
+const BURST: u32 = 30;
+/// Slots beside those of two bursts: a client holds some while it waits, and a burst that needed them would wait for it.
+pub const SPARE: u32 = 4;
 /// Bursts that wait for a device's thread.
 const QUEUE: usize = 64;
 /// Most slots of a ring on a GPU that the daemon makes of itself.
@@ -218,10 +220,16 @@ impl Gpu {
         self.ring_bytes
     }
 
-    /// Slots for a loader: what it asked for, and enough to fill a burst while another one is read, if they fit.
+    /// Slots for a loader: what it asked for, and enough to fill a burst while another one is read, if they fit. Feeds
+    /// take so many less [`SPARE`] for two bursts.
     pub fn slots(&self, spec: &LoaderSpec, plan: &Plan) -> u32 {
         let fit = self.ring_bytes / slot_bytes(plan.device_end);
-        let deep = (2 * self.burst).min(SLOTS).min(u32::try_from(fit).unwrap_or(SLOTS));
+        let deep = self
+            .burst
+            .saturating_mul(2)
+            .saturating_add(SPARE)
+            .min(SLOTS)
+            .min(u32::try_from(fit).unwrap_or(SLOTS));
         spec.slots.max(deep)
     }
 

@@ -261,7 +261,10 @@ fn every_anchor_comes_once_over_ranks_on_one_gpu_and_the_ring_is_deep_enough_for
             builder.device(device()).connect().unwrap()
         })
         .collect();
-    assert!(loaders.iter().all(|loader| loader.info().slots == 64), "two bursts of 32");
+    assert!(
+        loaders.iter().all(|loader| loader.info().slots == 64),
+        "two bursts of 30, and 4 that a client may hold"
+    );
     loop {
         let batches: Vec<_> = loaders.iter_mut().map(|loader| loader.next_batch().unwrap()).collect();
         if batches.iter().all(Option::is_none) {

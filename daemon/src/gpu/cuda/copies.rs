@@ -1,7 +1,7 @@
 //! Copies to the device, many by one call where the driver can.
 //!
-//! On an H100, pieces of 16 / 64 / 512 KiB arrive at 5.2 / 15.4 / 41.9 GB/s one call each, at 18.6 / 38.7 / 50.0 GB/s by
-//! one call for all, which also takes a third of the host's time; one piece of 64 MiB at 54.6.
+//! On an H100, pieces of 16 / 64 / 500 KiB arrive at 5.1 / 15.8 / 42.0 GB/s one call each, at 23.0 / 51.7 / 54.7 GB/s by calls
+//! of 64, which also take a third of the host's time; one piece of 64 MiB at 54.6.
 
 #![expect(unsafe_code, reason = "the CUDA driver's interface")]
 
@@ -9,8 +9,9 @@ use cudarc::driver::{DriverError, sys};
 
 /// The driver's version that has `cuMemcpyBatchAsync`: CUDA 12.8.
 const BATCHES: i32 = 12_080;
-/// Copies of one call: the driver keeps them on the stack of the thread, and tens of thousands overflow it.
-const MOST: usize = 256;
+/// Copies of one call: the driver keeps them on the stack of the thread, and tens of thousands overflow it. Small ones are
+/// slower from some hundred on.
+const MOST: usize = 64;
 /// From here on a copy's own time is small beside its bytes': 1 of 1.3 us on the bus, and 4 of 9.
 pub(super) const LEAST_BATCHED: u64 = 16 << 10;
 pub(super) const LEAST_SINGLE: u64 = 256 << 10;
