@@ -49,7 +49,7 @@ pub struct Feed<'a> {
 impl<'a> Feed<'a> {
     pub fn new(loader: &'a Arc<Loader>, gpu: &'a GpuLoader) -> Self {
         let slots = loader.producer.shape().slots;
-        let spare = SPARE.min(slots / 4);
+        let spare = SPARE.min(slots / 16);
         let burst = gpu.gpu.burst.min((slots - spare) / 2).max(1) as usize;
         let (collected, usable, pending) = (Vec::new(), Vec::new(), VecDeque::new());
         Self { loader, gpu, burst, collected, usable, pending, refilling: false, asked: 0 }
