@@ -280,6 +280,17 @@ fn every_anchor_comes_once_over_ranks_on_one_gpu_and_the_ring_is_deep_enough_for
 }
 
 #[test]
+fn four_batches_that_a_client_holds_do_not_hold_up_a_burst() {
+    let daemon = serve(&[]);
+    let builder = daemon.loader(data("g1_v30_conv")).features(["action"]).batch_size(64).device(device());
+    let mut loader = builder.connect().unwrap();
+    let mut held: Vec<_> = (0..34).map(|_| loader.next_batch().unwrap().unwrap()).collect();
+    held.drain(..30);
+    let ready = || daemon.status()["loaders"][0]["slots"]["ready"].as_u64();
+    daemon.wait_until("all slots but those held are ready", || ready() == Some(60));
+}
+
+#[test]
 fn no_slot_is_written_while_its_reader_is_not_done() {
     if !is_simulated() {
         return; // a real trainer's streams: client/python/tests/test_cuda_soak.py
