@@ -194,10 +194,12 @@ impl Worker {
         self.counters.add_enqueue(started.elapsed());
     }
 
-    /// Enqueues the parts whose copies are there.
+    /// Enqueues the parts whose copies are there, as long as few bursts are under way.
     fn enqueue_arrived(&mut self) {
         let mut at = 0;
-        while let Some(part) = self.parts.get(at) {
+        while let Some(part) = self.parts.get(at)
+            && self.in_flight.len() < IN_FLIGHT
+        {
             match part.sent.as_ref().map_or(Ok(Progress::Done), |sent| sent.query()) {
                 Ok(Progress::Pending) => at += 1,
                 Ok(Progress::Done) => {
