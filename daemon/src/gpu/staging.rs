@@ -3,6 +3,9 @@
 //! Two buffers take turns: one is filled while the other is on its way, on a stream of its own, so that uploads and the
 //! making of batches overlap. Copies to neighbouring places become one, and all are enqueued together. Whatever was
 //! asked for is on its way after [`Staging::flush`], and there when [`Staging::sent`] has happened.
+//!
+//! A GPU makes copies one after another, whatever their streams: on an H100 one of 64 KiB waits 8.4 ms where 490 MB were
+//! enqueued before it. What is to be there with something that comes this way comes this way too: [`Staging::follow`].
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -91,10 +94,7 @@ impl Staging {
             self.device.record(self.buffers[self.filling].sent.id(), self.stream)?;
             self.filling = (self.filling + 1) % self.buffers.len();
         }
-        let sent = Event::new(&self.device)?;
-        self.device.record(sent.id(), self.stream)?;
-        self.sent = Some(Arc::new(sent));
-        Ok(())
+        self.mark().map(drop)
     }
 
     /// What happens when all that was flushed is there; `None` where it is.
@@ -105,6 +105,24 @@ impl Staging {
             self.sent = None;
         }
         Ok(self.sent.clone())
+    }
+
+    /// Sends one more copy, behind all that was flushed. What happens when that and all before it is there.
+    pub fn follow(&mut self, upload: Upload) -> Result<Arc<Event>, DeviceError> {
+        let followed = self.device.upload_all(self.stream, &[upload]).and_then(|()| self.mark());
+        if followed.is_err() {
+            // It may be under way, and whoever asked for it takes it for not.
+            self.device.finish(self.stream)?;
+        }
+        followed
+    }
+
+    /// Marks all that is on its way.
+    fn mark(&mut self) -> Result<Arc<Event>, DeviceError> {
+        let sent = Arc::new(Event::new(&self.device)?);
+        self.device.record(sent.id(), self.stream)?;
+        self.sent = Some(Arc::clone(&sent));
+        Ok(sent)
     }
 
     /// Forgets what is not on its way.

@@ -180,6 +180,11 @@ impl Tiers {
         sent
     }
 
+    /// Sends one more copy, behind all that was flushed. What is given back happens when that and all before it is there.
+    pub fn follow(&mut self, upload: Upload) -> Result<Arc<Event>, DeviceError> {
+        self.staging.follow(upload)
+    }
+
     /// Bytes that batches may hold before they are made, as [`Held::bytes`] has them, while as many hold as much.
     pub const fn at_once(&self) -> u64 {
         self.passing.at_once()

@@ -1,11 +1,11 @@
 //! The thread of one device: takes bursts of batches, describes and enqueues them, publishes what is done.
 //!
 //! ```text
-//!   loaders ──bursts──▶ prepare sources, send copies ─▶ parts
-//!                                        copies there ◀── ask
-//!                                            └─▶ describe ─▶ upload ─▶ launch, record ready[i] ─▶ in flight
-//!                                                                             ready happened ◀── ask, in order
-//!                                                                                 └─▶ publish the slot
+//!   loaders ──bursts──▶ prepare sources ─▶ send copies ─▶ describe, send that ─▶ parts
+//!                                                              copies there ◀── ask
+//!                                                                  └─▶ launch, record ready[i] ─▶ in flight
+//!                                                                               ready happened ◀── ask, in order
+//!                                                                                   └─▶ publish the slot
 //! ```
 //!
 //! Everything of one device is enqueued by this thread, launches on one stream, transfers on another. It never waits for a
@@ -21,14 +21,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError};
-use robocache_kernels::AssemblePlan;
 
 use crate::assemble::assemble;
 use crate::assemblers::Job;
 use crate::gpu::describe::{Recipe, View};
-use crate::gpu::device::{
-    Device, DeviceError, Event, Launch, Memory, Output, Pinned, Progress, Span, StreamId,
-};
+use crate::gpu::descriptors::{Described, Rooms};
+use crate::gpu::device::{Device, DeviceError, Event, Progress, StreamId};
 use crate::gpu::tiers::{Held, Tiers, Wanted};
 use crate::loader::Loader;
 
@@ -61,23 +59,17 @@ pub struct Worker {
     device: Arc<dyn Device>,
     stream: StreamId,
     tiers: Tiers,
-    descriptors: Vec<Descriptors>,
+    rooms: Rooms,
     parts: VecDeque<Part>,
     in_flight: VecDeque<Burst>,
     counters: Arc<WorkerCounters>,
-}
-
-/// Room for the descriptors of one burst.
-#[derive(Debug)]
-struct Descriptors {
-    pinned: Box<dyn Pinned>,
-    device: Arc<Memory>,
 }
 
 /// A burst, or a part of one, that is enqueued when what it reads is there.
 #[derive(Debug)]
 struct Part {
     batches: Vec<Prepared>,
+    described: Described,
     sent: Option<Arc<Event>>,
     started: Instant,
 }
@@ -87,7 +79,7 @@ struct Part {
 struct Burst {
     end: Event,
     jobs: Vec<Made>,
-    descriptors: Descriptors,
+    described: Described,
     started: Instant,
 }
 
@@ -121,9 +113,9 @@ impl Worker {
         tiers: Tiers,
         counters: Arc<WorkerCounters>,
     ) -> Self {
-        let (device, descriptors) = (Arc::clone(device), Vec::new());
+        let (rooms, device) = (Rooms::new(device), Arc::clone(device));
         let (parts, in_flight) = (VecDeque::new(), VecDeque::new());
-        Self { device, stream, tiers, descriptors, parts, in_flight, counters }
+        Self { device, stream, tiers, rooms, parts, in_flight, counters }
     }
 
     /// What the thread does until the last sender is gone.
@@ -184,14 +176,41 @@ impl Worker {
         self.send(batches, started);
     }
 
-    /// Sends copies on their way.
+    /// Sends copies on their way, and what the launches are told: with the copies, which hold up others on any stream, or
+    /// where everything is there, on the stream of the launches.
     fn send(&mut self, batches: Vec<Prepared>, started: Instant) {
-        match self.tiers.flush() {
-            Ok(_) if batches.is_empty() => {}
-            Ok(sent) => self.parts.push_back(Part { batches, sent, started }),
-            Err(error) => batches.into_iter().for_each(|batch| self.give_up(batch, &error)),
+        let sent = self.tiers.flush();
+        if !batches.is_empty() {
+            match sent.and_then(|sent| self.tell(&batches, sent)) {
+                Ok((described, sent)) => {
+                    self.parts.push_back(Part { batches, described, sent, started });
+                }
+                Err(error) => batches.into_iter().for_each(|batch| self.give_up(batch, &error)),
+            }
         }
         self.counters.add_enqueue(started.elapsed());
+    }
+
+    /// Describes batches whose sources are there when `sent` has happened, and sends that; what says that both are there.
+    fn tell(
+        &mut self,
+        batches: &[Prepared],
+        sent: Option<Arc<Event>>,
+    ) -> Result<(Described, Option<Arc<Event>>), DeviceError> {
+        let told = batches.iter().map(|batch| (&batch.job, &batch.sources.views[..]));
+        let described = self.rooms.describe(told)?;
+        let upload = described.upload();
+        let sent = match sent {
+            Some(_) => self.tiers.follow(upload).map(Some),
+            None => self.device.upload_all(self.stream, &[upload]).map(|()| None),
+        };
+        match sent {
+            Ok(sent) => Ok((described, sent)),
+            Err(error) => {
+                self.rooms.give_back(described);
+                Err(error)
+            }
+        }
     }
 
     /// Enqueues the parts whose copies are there, as long as few bursts are under way.
@@ -260,94 +279,36 @@ impl Worker {
         Ok(views)
     }
 
-    /// Enqueues what is there, as one upload of descriptors and a launch for each batch.
+    /// Enqueues what is there: a launch for each batch.
     fn enqueue(&mut self, part: Part) {
-        let Part { batches: prepared, started, .. } = part;
-        let mut jobs: Vec<Made> = Vec::with_capacity(prepared.len());
-        let loaders: Vec<Arc<Loader>> = prepared.iter().map(|one| Arc::clone(&one.job.loader)).collect();
-        let mut described: Vec<(Vec<Output<'_>>, AssemblePlan, u64)> = Vec::new();
-        let mut bytes = 0;
-        for (one, loader) in prepared.iter().zip(&loaders) {
-            let gpu = loader.gpu.as_ref().expect("only loaders for a GPU come here");
-            let rows = one.job.samples.len();
-            let outputs = gpu.recipe.outputs(&gpu.ring.slot(one.job.filling.slot()), rows);
-            let plan = gpu.recipe.plan(&outputs, rows);
-            let plan = plan.expect("columns, of fewer tiles than 2^31: they fit the memory of a GPU");
-            let length = gpu.recipe.bytes(&plan);
-            described.push((outputs, plan, bytes));
-            bytes += length.next_multiple_of(64);
-        }
-        let done = self.try_enqueue(&prepared, &loaders, &described, bytes);
-        drop(described);
-        for Prepared { job, sources } in prepared {
-            jobs.push(Made { job, held: sources.held });
-        }
-        match done {
-            Ok((end, descriptors)) => {
-                announce(&loaders);
-                self.in_flight.push_back(Burst { end, jobs, descriptors, started });
+        let Part { batches, described, started, .. } = part;
+        match self.try_enqueue(&batches, &described) {
+            Ok(end) => {
+                announce(&batches);
+                let made = |Prepared { job, sources }| Made { job, held: sources.held };
+                let jobs = batches.into_iter().map(made).collect();
+                self.in_flight.push_back(Burst { end, jobs, described, started });
             }
             Err(error) => {
                 // Some of it may be under way: what it reads and writes must stay until it is over.
                 if let Err(lost) = self.device.finish(self.stream) {
                     tracing::error!(%lost, "the device does not finish what was enqueued");
                 }
-                for Made { job, held } in jobs {
-                    self.tiers.abandon(held);
-                    job.fail(&error.to_string());
-                }
+                self.rooms.give_back(described);
+                batches.into_iter().for_each(|batch| self.give_up(batch, &error));
             }
         }
     }
 
-    fn try_enqueue(
-        &mut self,
-        prepared: &[Prepared],
-        loaders: &[Arc<Loader>],
-        described: &[(Vec<Output<'_>>, AssemblePlan, u64)],
-        bytes: u64,
-    ) -> Result<(Event, Descriptors), DeviceError> {
-        let mut descriptors = self.take_descriptors(bytes)?;
-        let span = Span::whole(&descriptors.device);
-        let mut encoded: Vec<u8> = Vec::with_capacity(usize::try_from(bytes).unwrap_or(0));
-        for ((one, loader), (_, plan, at)) in prepared.iter().zip(loaders).zip(described) {
-            encoded.resize(usize::try_from(*at).expect("descriptors fit memory"), 0);
-            let at = robocache_kernels::DevicePtr(span.address().0 + at);
-            recipe(loader)
-                .encode(
-                    loader.dataset.dataset(),
-                    plan,
-                    &one.job.samples,
-                    at,
-                    &one.sources.views,
-                    &mut encoded,
-                )
-                .map_err(|error| self.bug("describing a batch", &error.to_string()))?;
-        }
-        descriptors.pinned.write(0, &encoded);
-        let used = 0..encoded.len() as u64;
-        self.device.upload(self.stream, &*descriptors.pinned, used.clone(), &span.part(used))?;
-        for ((one, loader), (outputs, plan, at)) in prepared.iter().zip(loaders).zip(described) {
-            let ring = &loader.gpu.as_ref().expect("asked above").ring;
-            let slot = one.job.filling.slot();
-            let launch = Launch::new(plan, outputs, &span.part(*at..span.bytes()));
-            self.device.assemble(self.stream, &launch)?;
-            self.device.record(ring.ready(slot), self.stream)?;
+    fn try_enqueue(&self, batches: &[Prepared], described: &Described) -> Result<Event, DeviceError> {
+        for (nth, Prepared { job, .. }) in batches.iter().enumerate() {
+            described.launch(nth, job, &*self.device, self.stream)?;
+            let ring = &job.loader.gpu.as_ref().expect("only loaders for a GPU come here").ring;
+            self.device.record(ring.ready(job.filling.slot()), self.stream)?;
         }
         let end = Event::new(&self.device)?;
         self.device.record(end.id(), self.stream)?;
-        Ok((end, descriptors))
-    }
-
-    /// Room for `bytes` that no burst under way uses.
-    fn take_descriptors(&mut self, bytes: u64) -> Result<Descriptors, DeviceError> {
-        if let Some(found) = self.descriptors.iter().position(|free| free.pinned.bytes() >= bytes) {
-            return Ok(self.descriptors.swap_remove(found));
-        }
-        self.descriptors.pop(); // too small for what comes now
-        let bytes = bytes.next_power_of_two().max(1 << 16);
-        let (pinned, device) = (self.device.pin(bytes)?, Memory::allocate(&self.device, bytes)?);
-        Ok(Descriptors { pinned, device })
+        Ok(end)
     }
 
     fn publish_done(&mut self) {
@@ -356,7 +317,7 @@ impl Worker {
             if matches!(progress, Ok(Progress::Pending)) {
                 return;
             }
-            let Burst { jobs, descriptors, started, end } =
+            let Burst { jobs, described, started, end } =
                 self.in_flight.pop_front().expect("looked at just now");
             drop(end);
             let elapsed = started.elapsed();
@@ -367,7 +328,7 @@ impl Worker {
             let each = elapsed / u32::try_from(jobs.len().max(1)).unwrap_or(u32::MAX);
             match progress {
                 Ok(_done) => {
-                    self.descriptors.push(descriptors);
+                    self.rooms.give_back(described);
                     for Made { job, held } in jobs {
                         drop(held);
                         job.publish(each);
@@ -382,16 +343,12 @@ impl Worker {
             }
         }
     }
-
-    fn bug(&self, call: &'static str, what: &str) -> DeviceError {
-        DeviceError::Call { device: self.device.facts().name.clone(), call, what: what.to_owned() }
-    }
 }
 
 /// Wakes clients that wait: a thread takes longer to wake than a GPU to make a batch, and one that was woken spins.
-fn announce(loaders: &[Arc<Loader>]) {
-    for loaders in loaders.chunk_by(Arc::ptr_eq) {
-        loaders[0].producer.notify();
+fn announce(batches: &[Prepared]) {
+    for of_loader in batches.chunk_by(|a, b| Arc::ptr_eq(&a.job.loader, &b.job.loader)) {
+        of_loader[0].job.loader.producer.notify();
     }
 }
 

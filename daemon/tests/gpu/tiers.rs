@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use robocache_formats::{Stream, Values};
 use robocache_types::{Clock, DType};
-use robocached::gpu::device::{Device, DeviceError, Event, Progress};
+use robocached::gpu::device::{Device, DeviceError, Event, Progress, Upload};
 use robocached::gpu::sim::{Fault, SimDevice, SimOptions};
 use robocached::gpu::staging::Staging;
 use robocached::gpu::tiers::{Held, TierCounters, Tiers, Wanted};
@@ -65,6 +65,38 @@ fn pieces_of_any_size_arrive_wherever_they_go() {
     for _ in 0..4 {
         upload_everywhere(&bench, &mut staging);
     }
+}
+
+#[test]
+fn what_follows_is_there_with_all_that_was_sent_before_it() {
+    let bench = Bench::new();
+    let transfers = bench.device.stream().unwrap();
+    let mut staging = Staging::new(&bench.device, transfers, Arc::new(TierCounters::default()));
+    let (first, then) = (bench.memory(8 << 20), bench.memory(5000));
+    for round in 0..4 {
+        let (large, small) = (bytes(8 << 20, round), bytes(5000, 100 + round));
+        staging.upload(&large, &first).unwrap();
+        staging.flush().unwrap();
+        let pinned = bench.pinned(&small);
+        arrive(Some(staging.follow(Upload::new(&*pinned, 0..5000, &then)).unwrap()));
+        assert!(bench.get(&first) == large && bench.get(&then) == small, "round {round}");
+    }
+}
+
+#[test]
+fn what_was_to_follow_and_failed_is_not_under_way() {
+    let device = SimDevice::new(SimOptions::default());
+    let bench = Bench::on(Arc::clone(&device) as Arc<dyn Device>);
+    let transfers = bench.device.stream().unwrap();
+    let mut staging = Staging::new(&bench.device, transfers, Arc::new(TierCounters::default()));
+    let (first, pinned) = (bench.memory(1 << 20), bench.pinned(&bytes(5000, 1)));
+    staging.upload(&bytes(1 << 20, 2), &first).unwrap();
+    staging.flush().unwrap();
+    device.inject(Fault::Upload(0));
+    let then = bench.memory(5000);
+    assert!(staging.follow(Upload::new(&*pinned, 0..5000, &then)).is_err());
+    assert!(staging.sent().unwrap().is_none(), "all is there, and nobody waits for what failed");
+    assert!(bench.get(&first) == bytes(1 << 20, 2));
 }
 
 #[test]
