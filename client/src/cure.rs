@@ -12,6 +12,10 @@ pub(crate) fn cure(call: &str, code: sys::CUresult) -> &'static str {
         (_, Code::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH | Code::CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE) => {
             "libcuda and the kernel's driver differ: reboot after a driver upgrade, or give the container the host's libcuda"
         }
+        (_, Code::CUDA_ERROR_OPERATING_SYSTEM) => {
+            "Linux refused the driver something: a process in a PID namespace of its own needs a /proc of that namespace (unshare \
+             --mount-proc), and a container its /dev/nvidia* and shared memory"
+        }
         (_, Code::CUDA_ERROR_SYSTEM_NOT_READY) => {
             "The system is not ready: start nvidia-fabricmanager (NVSwitch hosts)"
         }

@@ -74,10 +74,7 @@ pub enum Haste {
 
 impl Session {
     pub fn new(socket: Connection, peer: Peer, trust: Trust, client: u32) -> Self {
-        let pid = peer.pid.and_then(|pid| i32::try_from(pid).ok());
-        let pidfd = pid
-            .and_then(rustix::process::Pid::from_raw)
-            .and_then(|pid| rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok());
+        let pidfd = socket.peer_pidfd();
         if pidfd.is_none() {
             tracing::debug!(
                 client,
@@ -203,7 +200,7 @@ impl Shared {
                         return;
                     }
                 }
-                // Without one (another PID namespace) there is no end to see, so long enough must do.
+                // Without one (another PID namespace, before Linux 6.5) there is no end to see, so long enough must do.
                 None if waiting > UNSEEN => return,
                 None => std::thread::sleep(Duration::from_millis(u64::from(SLICE))),
             }

@@ -11,13 +11,14 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use nix::sys::socket::sockopt::PeerCredentials;
+use nix::sys::socket::sockopt::{PeerCredentials, PeerPidfd};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, sockopt::Timeout,
 };
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 pub use crate::listener::{Access, Listener};
 use crate::message::{DATAGRAM_LIMIT, DecodeError, EncodeError, Message};
@@ -271,6 +272,21 @@ impl Connection {
             Ok(_) => Ok(fds[0].revents()),
             Err(Errno::INTR) => Ok(PollFlags::empty()),
             Err(source) => Err(SocketError::System { call: "poll", source }),
+        }
+    }
+
+    /// A pidfd of the peer's process: readable when that is gone, even if a child of it still holds the socket.
+    ///
+    /// From Linux 6.5 on of any process, before that of one that this PID namespace shows; `None` where there is none
+    /// to be had, as of a process that is gone already.
+    pub fn peer_pidfd(&self) -> Option<OwnedFd> {
+        match nix::sys::socket::getsockopt(&self.fd, PeerPidfd) {
+            Ok(pidfd) => Some(pidfd),
+            Err(nix::Error::ESRCH) => None,
+            Err(_unknown) => {
+                let pid = i32::try_from(self.peer().ok()?.pid?).ok()?;
+                pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()
+            }
         }
     }
 

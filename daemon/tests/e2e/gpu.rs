@@ -3,7 +3,8 @@
 //! On a simulated device, which runs late and catches what a GPU would not forgive; with `ROBOCACHE_TEST_DEVICE=cuda:0`
 //! on a real one, where slerp may differ by one unit in the last place (its sine is the GPU's own).
 
-use std::process::Command;
+use std::path::Path;
+use std::process::{Child, Command};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -11,9 +12,9 @@ use half::{bf16, f16};
 use robocache::{
     Anchors, Batch, ColumnRole, ConnectError, DType, Interp, LoaderBuilder, LoaderError, Position, Window,
 };
-use rustix::process::Signal;
+use rustix::process::{Signal, kill_process};
 
-use crate::support::{Daemon, data};
+use crate::support::{Daemon, contained, contained_daemon, data, inside};
 use crate::trainer::{self, bytes};
 
 /// The device under test.
@@ -346,6 +347,50 @@ fn killed_clients_leave_nothing_behind_on_the_gpu_and_nothing_is_lost_or_repeate
     let again = || free_memory(&daemon) >= free.unwrap();
     daemon.wait_until(&format!("{free:?} bytes of its memory are free, as before"), again);
     trainer::assert_complete(&daemon, &log);
+}
+
+/// Three trainers of a daemon, killed one after another: nothing is lost or repeated, and their memory is free.
+fn kill_three(daemon: &Daemon, start: impl Fn(&Path, Position) -> Child, kill: impl Fn(&mut Child)) {
+    let directory = tempfile::tempdir().unwrap();
+    let log = directory.path().join("log");
+    trainer::create(&log);
+    let (mut position, mut free) = (Position::default(), None);
+    for _ in 0..3 {
+        let before = trainer::lines(&log).len();
+        let mut child = start(&log, position);
+        daemon.wait_until("the trainer works", || trainer::lines(&log).len() > before + 5);
+        kill(&mut child);
+        child.wait().unwrap();
+        trainer::cut_to_whole_lines(&log);
+        position = trainer::lines(&log).last().unwrap().0;
+        daemon.wait_until("its ring is gone", || daemon.status()["loaders"].as_array().unwrap().is_empty());
+        let before = *free.get_or_insert_with(|| free_memory(daemon));
+        daemon.wait_until("its memory is free", || free_memory(daemon) >= before);
+    }
+    trainer::assert_complete(daemon, &log);
+}
+
+#[test]
+fn a_trainer_in_a_pid_namespace_of_its_own_trains_and_its_death_frees_its_slots() {
+    if contained().is_none() {
+        return;
+    }
+    let daemon = serve(&[]);
+    let start = |log: &Path, position| {
+        let mut runner = contained().unwrap();
+        runner.arg(std::env::current_exe().unwrap());
+        trainer::trainer_by(runner, &daemon, &device(), log, position)
+    };
+    kill_three(&daemon, start, |child| kill_process(inside(child), Signal::KILL).unwrap());
+}
+
+#[test]
+fn a_daemon_in_a_pid_namespace_of_its_own_serves_trainers_that_it_cannot_see() {
+    let Some(runner) = contained_daemon() else { return };
+    let simulate: &[&str] = if is_simulated() { &["--simulate-gpus", "1"] } else { &[] };
+    let daemon = Daemon::start_by(runner, simulate);
+    let start = |log: &Path, position| trainer::trainer(&daemon, &device(), log, position);
+    kill_three(&daemon, start, |child| child.kill().unwrap());
 }
 
 #[test]

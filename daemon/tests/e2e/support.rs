@@ -9,6 +9,42 @@ use robocache::{Loader, LoaderBuilder};
 /// How long anything may take before a test gives up on it: generous, since nothing here measures speed.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
+const PROGRAM: &str = env!("CARGO_BIN_EXE_robocached");
+
+fn own() -> Command {
+    Command::new(PROGRAM)
+}
+
+/// What runs a program in a PID namespace of its own, as containers do; `None` where that is not allowed here.
+pub(crate) fn contained() -> Option<Command> {
+    let user: &[&str] =
+        if rustix::process::geteuid().is_root() { &[] } else { &["--user", "--map-root-user"] };
+    let unshare = || {
+        let mut command = Command::new("unshare");
+        command.args(user).args(["--pid", "--fork", "--kill-child", "--mount-proc", "--"]);
+        command
+    };
+    let allowed = unshare().arg("true").stderr(Stdio::null()).status().is_ok_and(|status| status.success());
+    if !allowed {
+        eprintln!("not tested: no PID namespace may be made here (unshare --pid --mount-proc)");
+    }
+    allowed.then(unshare)
+}
+
+/// What runs the daemon so.
+pub(crate) fn contained_daemon() -> Option<Command> {
+    let mut command = contained()?;
+    command.arg(PROGRAM);
+    Some(command)
+}
+
+/// The process that one made by [`contained`] runs, as seen from here.
+pub(crate) fn inside(unshare: &Child) -> rustix::process::Pid {
+    let id = unshare.id();
+    let children = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
+    pid(children.trim().parse().unwrap())
+}
+
 /// A running daemon with a socket of its own.
 #[derive(Debug)]
 pub(crate) struct Daemon {
@@ -19,18 +55,28 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// Starts a daemon and waits until it listens.
     pub(crate) fn start(arguments: &[&str]) -> Self {
-        Self::start_in(tempfile::tempdir().unwrap(), arguments, None)
+        Self::start_in(tempfile::tempdir().unwrap(), arguments, None, own())
+    }
+
+    /// A daemon that another program runs.
+    pub(crate) fn start_by(runner: Command, arguments: &[&str]) -> Self {
+        Self::start_in(tempfile::tempdir().unwrap(), arguments, None, runner)
     }
 
     /// A daemon whose first simulated GPU has a fault.
     pub(crate) fn start_with_fault(fault: &str, arguments: &[&str]) -> Self {
-        Self::start_in(tempfile::tempdir().unwrap(), arguments, Some(fault))
+        Self::start_in(tempfile::tempdir().unwrap(), arguments, Some(fault), own())
     }
 
-    fn start_in(directory: tempfile::TempDir, arguments: &[&str], fault: Option<&str>) -> Self {
+    fn start_in(
+        directory: tempfile::TempDir,
+        arguments: &[&str],
+        fault: Option<&str>,
+        mut command: Command,
+    ) -> Self {
         let log =
             std::fs::File::options().create(true).append(true).open(directory.path().join("log")).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_robocached"))
+        let child = command
             .arg("serve")
             .arg("--socket")
             .arg(directory.path().join("d.sock"))
@@ -49,7 +95,7 @@ impl Daemon {
     pub(crate) fn restart(mut self, arguments: &[&str]) -> Self {
         self.kill();
         let directory = std::mem::replace(&mut self.directory, tempfile::tempdir().unwrap());
-        Self::start_in(directory, arguments, None)
+        Self::start_in(directory, arguments, None, own())
     }
 
     pub(crate) fn socket(&self) -> PathBuf {

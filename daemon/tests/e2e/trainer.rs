@@ -19,7 +19,18 @@ fn loader(builder: LoaderBuilder) -> LoaderBuilder {
 
 /// Starts a trainer that goes on at `start`.
 pub(crate) fn trainer(daemon: &Daemon, device: &str, log: &Path, start: Position) -> Child {
-    Command::new(std::env::current_exe().unwrap())
+    trainer_by(Command::new(std::env::current_exe().unwrap()), daemon, device, log, start)
+}
+
+/// The same, run by another program.
+pub(crate) fn trainer_by(
+    mut runner: Command,
+    daemon: &Daemon,
+    device: &str,
+    log: &Path,
+    start: Position,
+) -> Child {
+    runner
         .args(["--exact", "trainer::trainer_process", "--nocapture"])
         .env("TRAINER_SOCKET", daemon.socket())
         .env("TRAINER_DEVICE", device)
@@ -113,7 +124,7 @@ pub(crate) fn kill_in_a_row(
 }
 
 /// Cuts what a killed process left of a last line: even one write may end between two pages.
-fn cut_to_whole_lines(log: &Path) {
+pub(crate) fn cut_to_whole_lines(log: &Path) {
     let text = std::fs::read(log).unwrap();
     let whole = text.iter().rposition(|&byte| byte == b'\n').map_or(0, |newline| newline as u64 + 1);
     std::fs::File::options().write(true).open(log).unwrap().set_len(whole).unwrap();

@@ -50,6 +50,10 @@ pub(super) fn no_context(device: &str, call: &str, error: DriverError) -> Device
         CUresult::CUDA_ERROR_NO_DEVICE | CUresult::CUDA_ERROR_INVALID_DEVICE => {
             "give the container its GPUs, see CUDA_VISIBLE_DEVICES, or use device \"cpu\""
         }
+        CUresult::CUDA_ERROR_OPERATING_SYSTEM => {
+            "in a PID namespace of its own the daemon needs a /proc of that namespace (unshare --mount-proc); a container, its \
+             /dev/nvidia*"
+        }
         CUresult::CUDA_ERROR_SYSTEM_NOT_READY => "start nvidia-fabricmanager, or wait until it is up",
         CUresult::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH => {
             "the kernel's module and libcuda.so.1 are of two versions: reboot after the driver's update, or correct the container's"
