@@ -138,7 +138,7 @@ def table(trainers: list[Trainer], last: dict[str, Any]) -> str:
 
 def gpu_line(gpu: dict[str, Any]) -> str:
     """What one GPU did for the trainers."""
-    each_us = gpu["burst_s"] / max(gpu["batches"], 1) * 1e6
+    each_us = gpu["kernel_s"] / max(gpu["batches"], 1) * 1e6
     return (
         f"{gpu['name']}: {gpu['gpu_cache']['used'] / 1e6:,.1f} MB of episodes in its memory; "
         f"{gpu['batches']:,} batches made there in {gpu['bursts']:,} bursts, {each_us:.0f} us each."

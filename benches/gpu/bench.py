@@ -121,10 +121,12 @@ def gpu_work(daemon: Daemon, before: Json, seconds: float) -> Json:
     return {
         "batches": batches,
         "bursts": after["bursts"] - before["bursts"],
+        "kernel_us_a_batch": (after["kernel_s"] - before["kernel_s"]) * 1e6 / batches,
         "burst_us_a_batch": (after["burst_s"] - before["burst_s"]) * 1e6 / batches,
         "enqueue_us_a_batch": (after["enqueue_s"] - before["enqueue_s"]) * 1e6 / batches,
         "streams_read_from": reads,
         "uploaded_bytes": after["uploaded_bytes"] - before["uploaded_bytes"],
+        "upload_s": after["upload_s"] - before["upload_s"],
         "gpu_cache_used": after["gpu_cache"]["used"],
         "seconds": seconds,
     }

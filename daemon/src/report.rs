@@ -76,9 +76,11 @@ fn one_gpu(gpu: &Gpu) -> Value {
             { "used": get(&tiers.pinned_used), "budget": get(&tiers.pinned_budget), "hits": get(&tiers.pinned_hits) },
         "passing": get(&tiers.passing),
         "uploaded_bytes": get(&tiers.uploaded_bytes),
+        "upload_s": seconds(&tiers.upload_ns),
         "batches": get(&work.batches),
         "bursts": get(&work.bursts),
         "burst_s": seconds(&work.burst_ns),
+        "kernel_s": seconds(&work.kernel_ns),
         "enqueue_s": seconds(&work.enqueue_ns),
     })
 }

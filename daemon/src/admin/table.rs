@@ -91,6 +91,12 @@ fn one_gpu(gpu: &Value) -> [String; 3] {
         (Some(total), Some(count)) if count > 0.0 => format!("{:.1} us", total * 1e6 / count),
         _ => "-".to_owned(),
     };
+    let upload_rate = match (number(at("/uploaded_bytes")), number(at("/upload_s"))) {
+        (Some(bytes), Some(seconds)) if seconds > 0.0 => {
+            format!(" in {seconds:.2} s ({:.1} GB/s)", bytes / seconds / 1e9)
+        }
+        _ => String::new(),
+    };
     [
         format!(
             "gpu {}       {} ({}, {}), {} of {} free",
@@ -102,7 +108,7 @@ fn one_gpu(gpu: &Value) -> [String; 3] {
             bytes(at("/memory/total")),
         ),
         format!(
-            "  tiers     GPU {} of {}, {} of reads; pinned {} of {}, {}; copied for a batch {}; {} uploaded",
+            "  tiers     GPU {} of {}, {} of reads; pinned {} of {}, {}; copied for a batch {}; {} uploaded{}",
             bytes(at("/gpu_cache/used")),
             bytes(at("/gpu_cache/budget")),
             share(0),
@@ -111,12 +117,13 @@ fn one_gpu(gpu: &Value) -> [String; 3] {
             share(1),
             share(2),
             bytes(at("/uploaded_bytes")),
+            upload_rate,
         ),
         format!(
-            "  batches   {} in {} bursts, {} on the GPU and {} of the host's time each",
+            "  batches   {} in {} bursts, {} of kernels and {} of the host's time each",
             word(at("/batches")),
             word(at("/bursts")),
-            mean("/burst_s", "/batches"),
+            mean("/kernel_s", "/batches"),
             mean("/enqueue_s", "/batches"),
         ),
     ]
@@ -200,14 +207,15 @@ mod tests {
     fn a_gpu_shows_what_of_its_reads_came_from_where() {
         let status = json!({ "gpus": [{
             "ordinal": 0, "gpu_cache": { "hits": 3 }, "pinned_cache": { "hits": 1 }, "passing": 0,
-            "batches": 4, "burst_s": 1e-4, "enqueue_s": 4e-5,
+            "batches": 4, "kernel_s": 1e-4, "enqueue_s": 4e-5, "uploaded_bytes": 5_000_000_000_u64, "upload_s": 0.1,
         }] });
         let text = render(&status);
         assert!(
             text.contains("75.0 % of reads") && text.contains("25.0 %; copied for a batch 0.0 %"),
             "{text}"
         );
-        assert!(text.contains("25.0 us on the GPU and 10.0 us of the host's time"), "{text}");
+        assert!(text.contains("25.0 us of kernels and 10.0 us of the host's time"), "{text}");
+        assert!(text.contains("4.7 GiB uploaded in 0.10 s (50.0 GB/s)"), "{text}");
     }
 
     #[test]

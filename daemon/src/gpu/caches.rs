@@ -26,6 +26,8 @@ pub struct TierCounters {
     pub pinned_hits: AtomicU64,
     pub passing: AtomicU64,
     pub uploaded_bytes: AtomicU64,
+    /// Time the device took for it.
+    pub upload_ns: AtomicU64,
     pub gpu_used: AtomicU64,
     pub gpu_budget: AtomicU64,
     pub pinned_used: AtomicU64,

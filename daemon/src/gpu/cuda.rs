@@ -20,6 +20,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::ffi::c_char;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use cudarc::driver::result::{self, stream::StreamKind};
 use cudarc::driver::sys::{self, CUevent_flags, CUevent_wait_flags, CUresult};
@@ -313,6 +314,19 @@ impl Device for CudaDevice {
 
     fn event(&self) -> Result<EventId, DeviceError> {
         self.new_event(CUevent_flags::CU_EVENT_DISABLE_TIMING).map(|(id, _)| id)
+    }
+
+    fn timed_event(&self) -> Result<EventId, DeviceError> {
+        self.new_event(CUevent_flags::CU_EVENT_DEFAULT).map(|(id, _)| id)
+    }
+
+    fn elapsed(&self, from: EventId, to: EventId) -> Result<Duration, DeviceError> {
+        self.enter()?;
+        let (from, to) = (self.event_of(from)?, self.event_of(to)?);
+        // SAFETY: both are alive since they are held here.
+        let ms = unsafe { result::event::elapsed(from.name.0, to.name.0) }
+            .map_err(|error| self.failed("cuEventElapsedTime", "", error))?;
+        Ok(Duration::try_from_secs_f32(ms / 1e3).unwrap_or_default())
     }
 
     fn destroy_event(&self, event: EventId) {

@@ -11,6 +11,7 @@ use std::fmt;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use robocache_kernels::{AssemblePlan, Column, DevicePtr, FieldKernel};
 use robocache_wire::spec::{GpuKind, IpcHandle};
@@ -94,6 +95,10 @@ pub trait Device: fmt::Debug + Send + Sync {
 
     /// An event of this process's own.
     fn event(&self) -> Result<EventId, DeviceError>;
+    /// One that also keeps when the work before it was done.
+    fn timed_event(&self) -> Result<EventId, DeviceError>;
+    /// The time from what one timed event last marked to what another did; both are done.
+    fn elapsed(&self, from: EventId, to: EventId) -> Result<Duration, DeviceError>;
     fn destroy_event(&self, event: EventId);
     /// Marks the work enqueued on `stream` so far.
     fn record(&self, event: EventId, stream: StreamId) -> Result<(), DeviceError>;
@@ -258,6 +263,11 @@ impl Event {
         Ok(Self::adopt(device, device.event()?))
     }
 
+    /// One that keeps the time.
+    pub fn timed(device: &Arc<dyn Device>) -> Result<Self, DeviceError> {
+        Ok(Self::adopt(device, device.timed_event()?))
+    }
+
     /// Takes over an event that was made otherwise.
     pub fn adopt(device: &Arc<dyn Device>, id: EventId) -> Self {
         Self { device: Arc::clone(device), id }
@@ -269,6 +279,11 @@ impl Event {
 
     pub fn query(&self) -> Result<Progress, DeviceError> {
         self.device.query(self.id)
+    }
+
+    /// The time since what `from` last marked; both are timed, and done.
+    pub fn since(&self, from: &Self) -> Result<Duration, DeviceError> {
+        self.device.elapsed(from.id, self.id)
     }
 }
 

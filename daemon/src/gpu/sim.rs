@@ -257,6 +257,18 @@ impl Device for SimDevice {
         Ok(self.keep(SimEvent::own()))
     }
 
+    fn timed_event(&self) -> Result<EventId, DeviceError> {
+        self.check()?;
+        Ok(self.keep(SimEvent::timed()))
+    }
+
+    fn elapsed(&self, from: EventId, to: EventId) -> Result<Duration, DeviceError> {
+        self.check()?;
+        let at = |id| self.event_of(id)?.at().map_err(|what| self.call("elapsed", what));
+        let (from, to) = (at(from)?, at(to)?);
+        Ok(to.saturating_duration_since(from))
+    }
+
     fn destroy_event(&self, event: EventId) {
         if self.events.write().remove(&event.0).is_none() {
             self.shared.lose(&format!("{event:?} was destroyed, and is none"));

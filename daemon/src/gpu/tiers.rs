@@ -185,6 +185,11 @@ impl Tiers {
         self.staging.follow(upload)
     }
 
+    /// Counts the time of uploads that are done.
+    pub fn count_time(&mut self) -> Result<(), DeviceError> {
+        self.staging.count_time()
+    }
+
     /// Bytes that batches may hold before they are made, as [`Held::bytes`] has them, while as many hold as much.
     pub const fn at_once(&self) -> u64 {
         self.passing.at_once()

@@ -42,15 +42,14 @@ pub struct WorkerCounters {
     pub bursts: AtomicU64,
     /// From the first step of a burst to its end.
     pub burst_ns: AtomicU64,
+    /// From the first launch of a burst to the end of its last, on the device.
+    pub kernel_ns: AtomicU64,
     /// Time this thread spent describing and enqueuing.
     pub enqueue_ns: AtomicU64,
 }
 
-impl WorkerCounters {
-    fn add_enqueue(&self, elapsed: Duration) {
-        let elapsed = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
-        self.enqueue_ns.fetch_add(elapsed, Ordering::Relaxed);
-    }
+fn add(to: &AtomicU64, elapsed: Duration) {
+    to.fetch_add(u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
 }
 
 /// The state of the thread.
@@ -77,6 +76,7 @@ struct Part {
 /// What was enqueued together.
 #[derive(Debug)]
 struct Burst {
+    begin: Event,
     end: Event,
     jobs: Vec<Made>,
     described: Described,
@@ -188,7 +188,7 @@ impl Worker {
                 Err(error) => batches.into_iter().for_each(|batch| self.give_up(batch, &error)),
             }
         }
-        self.counters.add_enqueue(started.elapsed());
+        add(&self.counters.enqueue_ns, started.elapsed());
     }
 
     /// Describes batches whose sources are there when `sent` has happened, and sends that; what says that both are there.
@@ -224,8 +224,13 @@ impl Worker {
                 Ok(Progress::Done) => {
                     let part = self.parts.remove(at).expect("looked at just now");
                     let started = Instant::now();
+                    if part.sent.is_some()
+                        && let Err(error) = self.tiers.count_time()
+                    {
+                        tracing::debug!(%error, "the time of an upload is not known");
+                    }
                     self.enqueue(part);
-                    self.counters.add_enqueue(started.elapsed());
+                    add(&self.counters.enqueue_ns, started.elapsed());
                 }
                 Err(error) => {
                     let part = self.parts.remove(at).expect("looked at just now");
@@ -283,11 +288,11 @@ impl Worker {
     fn enqueue(&mut self, part: Part) {
         let Part { batches, described, started, .. } = part;
         match self.try_enqueue(&batches, &described) {
-            Ok(end) => {
+            Ok((begin, end)) => {
                 announce(&batches);
                 let made = |Prepared { job, sources }| Made { job, held: sources.held };
                 let jobs = batches.into_iter().map(made).collect();
-                self.in_flight.push_back(Burst { end, jobs, described, started });
+                self.in_flight.push_back(Burst { begin, end, jobs, described, started });
             }
             Err(error) => {
                 // Some of it may be under way: what it reads and writes must stay until it is over.
@@ -300,15 +305,22 @@ impl Worker {
         }
     }
 
-    fn try_enqueue(&self, batches: &[Prepared], described: &Described) -> Result<Event, DeviceError> {
+    /// What is before it and behind it on the stream.
+    fn try_enqueue(
+        &self,
+        batches: &[Prepared],
+        described: &Described,
+    ) -> Result<(Event, Event), DeviceError> {
+        let begin = Event::timed(&self.device)?;
+        self.device.record(begin.id(), self.stream)?;
         for (nth, Prepared { job, .. }) in batches.iter().enumerate() {
             described.launch(nth, job, &*self.device, self.stream)?;
             let ring = &job.loader.gpu.as_ref().expect("only loaders for a GPU come here").ring;
             self.device.record(ring.ready(job.filling.slot()), self.stream)?;
         }
-        let end = Event::new(&self.device)?;
+        let end = Event::timed(&self.device)?;
         self.device.record(end.id(), self.stream)?;
-        Ok(end)
+        Ok((begin, end))
     }
 
     fn publish_done(&mut self) {
@@ -317,14 +329,13 @@ impl Worker {
             if matches!(progress, Ok(Progress::Pending)) {
                 return;
             }
-            let Burst { jobs, described, started, end } =
+            let Burst { begin, end, jobs, described, started } =
                 self.in_flight.pop_front().expect("looked at just now");
-            drop(end);
-            let elapsed = started.elapsed();
+            let (elapsed, kernels) = (started.elapsed(), end.since(&begin).unwrap_or_default());
             self.counters.bursts.fetch_add(1, Ordering::Relaxed);
             self.counters.batches.fetch_add(jobs.len() as u64, Ordering::Relaxed);
-            let burst_ns = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
-            self.counters.burst_ns.fetch_add(burst_ns, Ordering::Relaxed);
+            add(&self.counters.burst_ns, elapsed);
+            add(&self.counters.kernel_ns, kernels);
             let each = elapsed / u32::try_from(jobs.len().max(1)).unwrap_or(u32::MAX);
             match progress {
                 Ok(_done) => {

@@ -238,6 +238,12 @@ fn windows_too_large_for_one_burst_are_copied_in_parts_and_change_nothing() {
         assert!(uploaded > 300 << 20, "{uploaded} bytes");
         let at_once = (number("/memory/total") / 64).clamp(64 << 20, 1 << 30) / 2;
         assert!(uploaded / bursts <= at_once, "{uploaded} bytes in {bursts} bursts");
+        // One stream of copies and one of launches: neither can have worked for longer than all bursts took together.
+        let seconds = |key: &str| status["gpus"][0][key].as_f64().unwrap();
+        let bursts = seconds("burst_s");
+        for key in ["upload_s", "kernel_s"] {
+            assert!(seconds(key) > 0.0 && seconds(key) <= bursts, "{key}: {} of {bursts} s", seconds(key));
+        }
     }
 }
 

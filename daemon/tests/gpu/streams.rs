@@ -1,6 +1,6 @@
 //! Streams, events, copies and allocations.
 
-use robocached::gpu::device::{DeviceError, EventId, Memory, Progress, Span, StreamId, Upload};
+use robocached::gpu::device::{DeviceError, Event, EventId, Memory, Progress, Span, StreamId, Upload};
 
 use crate::bench::{Bench, until, until_done};
 use crate::random::Random;
@@ -37,6 +37,27 @@ fn an_event_is_done_when_the_work_before_it_is() {
         assert_eq!(end, [sources_byte(round); 64], "round {round}");
     }
     assert!(was_pending, "of 20 large copies none was under way when it was asked for");
+}
+
+#[test]
+fn timed_events_tell_the_time_between_them_and_others_none() {
+    let bench = Bench::new();
+    let (span, pinned) = (bench.memory(Bench::large()), bench.pinned(&vec![1; Bench::large() as usize]));
+    let [begin, end] = [(); 2].map(|()| Event::timed(&bench.device).unwrap());
+    let started = std::time::Instant::now();
+    for _ in 0..3 {
+        bench.record(&begin, bench.stream);
+        bench.upload(bench.stream, &*pinned, &span);
+        bench.record(&end, bench.stream);
+        until_done(&end);
+        let elapsed = end.since(&begin).unwrap();
+        assert!(!elapsed.is_zero() && elapsed <= started.elapsed(), "{elapsed:?}");
+    }
+    let plain = bench.event();
+    bench.record(&plain, bench.stream);
+    until_done(&plain);
+    let refused = plain.since(&begin).unwrap_err();
+    assert!(matches!(refused, DeviceError::Call { .. }), "{refused}");
 }
 
 fn sources_byte(round: usize) -> u8 {

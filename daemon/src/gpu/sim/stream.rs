@@ -7,7 +7,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 use parking_lot::{Condvar, Mutex};
@@ -97,9 +97,19 @@ impl Shared {
 /// An event: how often it was recorded, and up to which record the work is done.
 #[derive(Debug, Clone)]
 pub(super) enum SimEvent {
-    Own(Arc<Mutex<(u64, u64)>>),
+    Own(Arc<Mutex<Records>>),
     /// One that another process sees, and its place.
     Shared(Arc<Events>, u64),
+}
+
+/// Of an event of this process's own.
+#[derive(Debug, Default)]
+pub(super) struct Records {
+    made: u64,
+    done: u64,
+    timed: bool,
+    /// When the last one that is done was.
+    at: Option<Instant>,
 }
 
 impl SimEvent {
@@ -107,12 +117,28 @@ impl SimEvent {
         Self::Own(Arc::default())
     }
 
+    pub(super) fn timed() -> Self {
+        Self::Own(Arc::new(Mutex::new(Records { timed: true, ..Records::default() })))
+    }
+
+    /// When the latest record was done.
+    pub(super) fn at(&self) -> Result<Instant, &'static str> {
+        match self {
+            Self::Own(own) => match &*own.lock() {
+                Records { timed: false, .. } => Err("the event keeps no time"),
+                Records { made, done, at: Some(at), .. } if made == done => Ok(*at),
+                _ => Err("the event is not done"),
+            },
+            Self::Shared(..) => Err("the event keeps no time"),
+        }
+    }
+
     pub(super) fn record(&self) -> Result<u64, SegmentError> {
         match self {
             Self::Own(own) => {
                 let mut own = own.lock();
-                own.0 += 1;
-                Ok(own.0)
+                own.made += 1;
+                Ok(own.made)
             }
             Self::Shared(events, place) => events.record(*place),
         }
@@ -122,7 +148,8 @@ impl SimEvent {
         match self {
             Self::Own(own) => {
                 let mut own = own.lock();
-                own.1 = own.1.max(number);
+                own.done = own.done.max(number);
+                own.at = Some(Instant::now());
                 Ok(())
             }
             Self::Shared(events, place) => events.complete(*place, number),
@@ -131,14 +158,14 @@ impl SimEvent {
 
     pub(super) fn latest(&self) -> Result<u64, SegmentError> {
         match self {
-            Self::Own(own) => Ok(own.lock().0),
+            Self::Own(own) => Ok(own.lock().made),
             Self::Shared(events, place) => events.latest(*place),
         }
     }
 
     pub(super) fn is_complete(&self, number: u64) -> Result<bool, SegmentError> {
         match self {
-            Self::Own(own) => Ok(own.lock().1 >= number),
+            Self::Own(own) => Ok(own.lock().done >= number),
             Self::Shared(events, place) => events.is_complete(*place, number),
         }
     }
