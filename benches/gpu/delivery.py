@@ -6,11 +6,13 @@ From episodes in the GPU's memory, and from episodes in pinned host memory.
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from collections.abc import Callable, Iterator
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
+import numpy as np
 import torch
 from bench import KEY, OFF_GRID, ON_GRID, ROW_BYTES, ROWS, Bench, Json, endless, figures, gpu_work
 from step import BATCH, DIM, STEPS
@@ -98,6 +100,41 @@ def h2d(mib: int = 256) -> Callable[[], float]:
     return measure
 
 
+def own_copies(seconds: float, between: Callable[[], object] = lambda: None) -> Json:
+    """What a small upload of this process's own takes, until it is there: one after another."""
+    host = torch.zeros(64 << 10, dtype=torch.uint8, pin_memory=True)
+    device = torch.empty_like(host, device="cuda")
+    took, end = [], time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        between()
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        device.copy_(host, non_blocking=True)
+        torch.cuda.synchronize()
+        took.append((time.perf_counter() - start) * 1e6)
+    middle, high = np.quantile(took, (0.5, 0.99)).tolist()
+    return {"bytes": host.nbytes, "us": {"median": middle, "mean": fmean(took), "p99": high, "n": len(took)}}
+
+
+def beside_own_copies(bench: Bench, batches: Iterator[Any], rust: Callable[[], float]) -> Json:
+    """A trainer's own uploads, while what it is fed with crosses the same bus."""
+    seconds = max(bench.args.seconds, 1.0)
+    out: Json = {"alone": own_copies(seconds)}
+
+    def take() -> None:
+        # As a trainer whose step takes 2.5 ms.
+        next(batches)[KEY]
+        time.sleep(0.0025)
+
+    out["fed every 2.5 ms"] = own_copies(2 * seconds, take)
+    client = threading.Thread(target=rust)
+    client.start()
+    time.sleep(seconds)  # it is at work by then
+    out["beside a client at full speed"] = own_copies(seconds)
+    client.join()
+    return out
+
+
 def pinned(bench: Bench) -> Json:
     """Batches from pinned memory alone, beside pinned copies to the device."""
     data, copying = bench.dataset(), h2d()
@@ -122,6 +159,7 @@ def pinned(bench: Bench) -> Json:
         found = bench.rounds({"h2d": copying, "rust": rust, "h2d again": copying, "python": waits})
         work = gpu_work(daemon, before, time.perf_counter() - began)
         cpu = daemon.cpu_seconds() - cpu
+        uploads = beside_own_copies(bench, endless(loader), rust)
         loader.close()
         warnings = daemon.warnings()
     bus = median(found["h2d"] + found["h2d again"])
@@ -133,6 +171,7 @@ def pinned(bench: Bench) -> Json:
         "daemon": work,
         "daemon_cpu_s": cpu,
         "daemon_warnings": warnings,
+        "own uploads": uploads,
     }
     for name in ("rust", "python"):
         rate = median(found[name])
@@ -142,6 +181,10 @@ def pinned(bench: Bench) -> Json:
         bench.row(
             f"pinned store, {name} client", ours, f"{share:.0%} of H2D ({bus / 1e9:.1f} GB/s)", ">= 90 %"
         )
+    for name, found in uploads.items():
+        us = found["us"]
+        told = f"p50 {us['median']:.0f} us, mean {us['mean']:.0f}, p99 {us['p99']:.0f}"
+        bench.row(f"  64 KiB that a trainer uploads itself, {name}", told, "", "")
     return out
 
 
