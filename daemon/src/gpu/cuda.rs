@@ -29,7 +29,7 @@ use parking_lot::{Mutex, RwLock};
 use robocache_kernels::{DevicePtr, Kernels, LaunchError};
 use robocache_wire::spec::{GpuKind, IpcHandle};
 
-use self::copies::{Copies, LEAST_BATCHED, LEAST_SINGLE, batches_copies};
+use self::copies::{BATCHES, Copies, LEAST_BATCHED, LEAST_SINGLE, driver_version};
 pub use self::found::Found;
 pub use self::peer::read_shared;
 use self::pinned::{CudaPinned, PinError};
@@ -113,6 +113,11 @@ impl CudaDevice {
 
     /// Takes the context of GPU `ordinal`, as the driver numbers them for this process, and loads the kernels.
     pub fn open(ordinal: u32) -> Result<Arc<dyn Device>, DeviceError> {
+        Self::open_as(ordinal, i32::MAX)
+    }
+
+    /// The same, using nothing that is younger than this version of the driver, as 12080.
+    pub fn open_as(ordinal: u32, version: i32) -> Result<Arc<dyn Device>, DeviceError> {
         let found = Self::list()?;
         let label = format!("cuda:{ordinal}");
         let count = found.len();
@@ -131,8 +136,8 @@ impl CudaDevice {
                 DeviceError::Unsupported { what: format!("{label}: {other}"), cure: "or use device \"cpu\"" }
             }
         })?;
-        let batches_copies =
-            batches_copies().map_err(|error| no_context(&label, "cuDriverGetVersion", error))?;
+        let driver = driver_version().map_err(|error| no_context(&label, "cuDriverGetVersion", error))?;
+        let batches_copies = driver.min(version) >= BATCHES;
         let facts = Facts {
             kind: GpuKind::Cuda,
             ordinal,

@@ -72,6 +72,18 @@ impl Bench {
         }
     }
 
+    /// The same, but a GPU's driver is taken for one of CUDA 12.1.
+    pub(crate) fn with_old_driver() -> Self {
+        match under() {
+            Under::Simulation => Self::new(),
+            Under::Cuda(ordinal) => {
+                let turn = Turn::take();
+                let device = CudaDevice::open_as(ordinal, 12_010).unwrap();
+                Self { _turn: Some(Arc::new(turn)), ..Self::on(device) }
+            }
+        }
+    }
+
     pub(crate) fn on(device: Arc<dyn Device>) -> Self {
         let stream = device.stream().unwrap();
         Self { device, stream, _turn: None }

@@ -134,7 +134,10 @@ fn a_wait_is_for_what_was_recorded_before_it() {
 
 #[test]
 fn copies_of_any_size_and_place_are_exact() {
-    let bench = Bench::new();
+    [Bench::new, Bench::with_old_driver].into_iter().for_each(|bench| copy_sizes(&bench()));
+}
+
+fn copy_sizes(bench: &Bench) {
     let mut random = Random::from_environment().unwrap();
     for size in [1, 2, 3, 63, 255, 4097, (1 << 20) - 1, (1 << 20) + 1, 3_000_001] {
         let (skew, lead) = (random.below(70), random.below(70));
@@ -155,8 +158,11 @@ fn copies_of_any_size_and_place_are_exact() {
 
 #[test]
 fn tens_of_thousands_of_copies_at_once_are_exact() {
+    [Bench::new, Bench::with_old_driver].into_iter().for_each(|bench| copy_many(&bench()));
+}
+
+fn copy_many(bench: &Bench) {
     const COUNT: usize = 70_000;
-    let bench = Bench::new();
     let mut random = Random::from_environment().unwrap();
     let bytes: Vec<u8> = (0..COUNT * 64).map(|_| random.bits().to_le_bytes()[3]).collect();
     let (span, pinned) = (bench.memory(bytes.len() as u64), bench.pinned(&bytes));

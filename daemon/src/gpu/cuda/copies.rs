@@ -8,7 +8,7 @@
 use cudarc::driver::{DriverError, sys};
 
 /// The driver's version that has `cuMemcpyBatchAsync`: CUDA 12.8.
-const BATCHES: i32 = 12_080;
+pub(super) const BATCHES: i32 = 12_080;
 /// Copies of one call: the driver keeps them on the stack of the thread, and tens of thousands overflow it. Small ones are
 /// slower from some hundred on.
 const MOST: usize = 64;
@@ -16,12 +16,12 @@ const MOST: usize = 64;
 pub(super) const LEAST_BATCHED: u64 = 16 << 10;
 pub(super) const LEAST_SINGLE: u64 = 256 << 10;
 
-/// Whether the driver takes many copies by one call.
-pub(super) fn batches_copies() -> Result<bool, DriverError> {
+/// The version of CUDA that the driver is of, as 12080.
+pub(super) fn driver_version() -> Result<i32, DriverError> {
     let mut version = 0;
     // SAFETY: it writes the one number.
     unsafe { sys::cuDriverGetVersion(&raw mut version) }.result()?;
-    Ok(version >= BATCHES)
+    Ok(version)
 }
 
 /// Copies that are enqueued together, in any order.
