@@ -30,7 +30,7 @@ use crate::gpu::device::{Device, DeviceError, Event, Progress, StreamId};
 use crate::gpu::tiers::{Held, Tiers, Wanted};
 use crate::loader::Loader;
 
-/// Bursts enqueued and not done, and parts that wait for copies.
+/// Bursts that are not done, those that wait for copies included: each has room for what its launches are told.
 const IN_FLIGHT: usize = 3;
 /// How long to rest between two looks at what is under way.
 const REST: Duration = Duration::from_micros(20);
@@ -146,7 +146,7 @@ impl Worker {
         let of_parts = self.parts.iter().flat_map(|part| &part.batches).map(|batch| &batch.sources.held);
         let of_bursts = self.in_flight.iter().flat_map(|burst| &burst.jobs).map(|made| &made.held);
         let passing = of_parts.chain(of_bursts).map(Held::bytes).sum::<u64>();
-        self.in_flight.len() < IN_FLIGHT && self.parts.len() < IN_FLIGHT && passing <= self.tiers.at_once()
+        self.in_flight.len() + self.parts.len() < IN_FLIGHT && passing <= self.tiers.at_once()
     }
 
     /// Does what it is time for.
@@ -213,12 +213,10 @@ impl Worker {
         }
     }
 
-    /// Enqueues the parts whose copies are there, as long as few bursts are under way.
+    /// Enqueues the parts whose copies are there.
     fn enqueue_arrived(&mut self) {
         let mut at = 0;
-        while let Some(part) = self.parts.get(at)
-            && self.in_flight.len() < IN_FLIGHT
-        {
+        while let Some(part) = self.parts.get(at) {
             match part.sent.as_ref().map_or(Ok(Progress::Done), |sent| sent.query()) {
                 Ok(Progress::Pending) => at += 1,
                 Ok(Progress::Done) => {
