@@ -259,7 +259,7 @@ def train(bench: Bench) -> Json:
 
 def first_epoch(bench: Bench, daemon: Daemon) -> tuple[Iterator[Any], Json]:
     """Opens the loader; its first epoch comes from the files."""
-    start = time.perf_counter()
+    cpu, start = daemon.cpu_seconds(), time.perf_counter()
     loader = bench.loader(daemon, OFF_GRID)
     batches, epoch = endless(loader), len(loader)
     next(batches)[KEY]
@@ -268,7 +268,17 @@ def first_epoch(bench: Bench, daemon: Daemon) -> tuple[Iterator[Any], Json]:
         next(batches)[KEY]
     wait(bench.args.device)
     whole = time.perf_counter() - start
-    return batches, {"to_first_batch_s": first, "epoch_s": whole, "episodes_per_s": epoch * BATCH / whole}
+    # Where the time went: reading, and what this loader waited for.
+    stats = loader.stats()
+    return batches, {
+        "to_first_batch_s": first,
+        "epoch_s": whole,
+        "episodes_per_s": epoch * BATCH / whole,
+        "store": stats["store"],
+        "counts": stats["loaders"][-1]["counts"],
+        "gpus": stats["gpus"],
+        "daemon_cpu_s": daemon.cpu_seconds() - cpu,
+    }
 
 
 def training_rows(bench: Bench, mode: str, found: Json) -> None:
