@@ -11,29 +11,30 @@
 #![expect(unsafe_code, reason = "the CUDA driver's interface")]
 
 mod copies;
+mod events;
 mod found;
 mod peer;
 mod pinned;
 mod refusals;
 
-use std::collections::{BTreeMap, HashMap};
-use std::ffi::c_char;
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use cudarc::driver::result::{self, stream::StreamKind};
-use cudarc::driver::sys::{self, CUevent_flags, CUevent_wait_flags, CUresult};
+use cudarc::driver::sys::{self, CUevent_flags, CUresult};
 use cudarc::driver::{CudaContext, DriverError};
 use parking_lot::{Mutex, RwLock};
 use robocache_kernels::{DevicePtr, Kernels, LaunchError};
 use robocache_wire::spec::{GpuKind, IpcHandle};
 
 use self::copies::{BATCHES, Copies, LEAST_BATCHED, LEAST_SINGLE, driver_version};
+use self::events::{Event, Events, to_handle};
 pub use self::found::Found;
 pub use self::peer::read_shared;
 use self::pinned::{CudaPinned, PinError};
-use self::refusals::{is_lost, name, no_context};
+use self::refusals::{dropped, is_lost, name, no_context};
 use crate::gpu::device::{
     Device, DeviceError, EventId, Facts, Launch, Pinned, Progress, RingShare, Span, StreamId, Upload,
 };
@@ -52,7 +53,7 @@ pub struct CudaDevice {
     /// The driver takes many copies by one call.
     batches_copies: bool,
     streams: RwLock<Vec<Name<sys::CUstream_st>>>,
-    events: RwLock<Events>,
+    events: Events,
     /// Bytes of each allocation, by address.
     allocations: Mutex<BTreeMap<u64, u64>>,
     /// As above, of pinned host memory.
@@ -60,12 +61,6 @@ pub struct CudaDevice {
     /// Why the context is lost, once it is.
     lost: OnceLock<String>,
     context: Arc<CudaContext>,
-}
-
-#[derive(Debug, Default)]
-struct Events {
-    made: u64,
-    live: HashMap<u64, Arc<OwnedEvent>>,
 }
 
 /// The driver's name for a thing of a context.
@@ -77,33 +72,6 @@ struct Name<T>(*mut T);
 unsafe impl<T> Send for Name<T> {}
 // SAFETY: as above; there is nothing to change through a shared one.
 unsafe impl<T> Sync for Name<T> {}
-
-/// Destroyed with its last holder, so that no call can meet one that is gone.
-#[derive(Debug)]
-struct OwnedEvent {
-    name: Name<sys::CUevent_st>,
-    context: Arc<CudaContext>,
-}
-
-impl Drop for OwnedEvent {
-    fn drop(&mut self) {
-        let destroyed = self.context.bind_to_thread().and_then(|()| {
-            // SAFETY: it was created or opened by this file, which destroys it only here; the driver allows it while
-            // work before it is pending.
-            unsafe { result::event::destroy(self.name.0) }
-        });
-        dropped("cuEventDestroy", destroyed);
-    }
-}
-
-/// A failure where nobody is left to tell.
-fn dropped(call: &'static str, result: Result<(), DriverError>) {
-    match result {
-        Err(error) if is_lost(error) => tracing::debug!(call, error = name(error), "the device is lost"),
-        Err(error) => tracing::warn!(call, error = name(error), "a GPU resource was not given back"),
-        Ok(()) => {}
-    }
-}
 
 impl CudaDevice {
     /// The GPUs that the driver shows this process, in its order; none where there are none. Makes no context.
@@ -154,7 +122,7 @@ impl CudaDevice {
             kernels,
             batches_copies,
             streams: RwLock::default(),
-            events: RwLock::default(),
+            events: Events::new(&context),
             allocations: Mutex::default(),
             pinned: Arc::default(),
             lost: OnceLock::new(),
@@ -210,24 +178,8 @@ impl CudaDevice {
         stream.map(|stream| stream.0).ok_or_else(|| self.unknown("stream", format!("there is no {id:?}")))
     }
 
-    fn event_of(&self, id: EventId) -> Result<Arc<OwnedEvent>, DeviceError> {
-        let event = self.events.read().live.get(&id.0).cloned();
-        event.ok_or_else(|| self.unknown("event", format!("there is no {id:?}")))
-    }
-
-    fn keep(&self, event: sys::CUevent) -> (EventId, Arc<OwnedEvent>) {
-        let event = Arc::new(OwnedEvent { name: Name(event), context: Arc::clone(&self.context) });
-        let mut events = self.events.write();
-        events.made += 1;
-        let id = events.made;
-        events.live.insert(id, Arc::clone(&event));
-        (EventId(id), event)
-    }
-
-    fn new_event(&self, flags: CUevent_flags) -> Result<(EventId, Arc<OwnedEvent>), DeviceError> {
-        self.enter()?;
-        let event = result::event::create(flags).map_err(|error| self.failed("cuEventCreate", "", error))?;
-        Ok(self.keep(event))
+    fn event_of(&self, id: EventId) -> Result<Arc<Event>, DeviceError> {
+        self.events.get(id).ok_or_else(|| self.unknown("event", format!("there is no {id:?}")))
     }
 
     /// Refuses a span that is not in this device's memory.
@@ -242,10 +194,6 @@ impl CudaDevice {
 fn contains(ranges: &BTreeMap<u64, u64>, at: u64, bytes: u64) -> bool {
     let range = ranges.range(..=at).next_back();
     range.is_some_and(|(&start, &length)| at - start <= length && bytes <= length - (at - start))
-}
-
-fn to_handle(bytes: [c_char; 64]) -> IpcHandle {
-    IpcHandle(bytes.map(|byte| byte.to_le_bytes()[0]))
 }
 
 impl Device for CudaDevice {
@@ -318,25 +266,25 @@ impl Device for CudaDevice {
     }
 
     fn event(&self) -> Result<EventId, DeviceError> {
-        self.new_event(CUevent_flags::CU_EVENT_DISABLE_TIMING).map(|(id, _)| id)
+        self.enter()?;
+        let made = self.events.make(CUevent_flags::CU_EVENT_DISABLE_TIMING);
+        made.map_err(|(call, error)| self.failed(call, "", error))
     }
 
     fn timed_event(&self) -> Result<EventId, DeviceError> {
-        self.new_event(CUevent_flags::CU_EVENT_DEFAULT).map(|(id, _)| id)
+        self.enter()?;
+        let made = self.events.make(CUevent_flags::CU_EVENT_DEFAULT);
+        made.map_err(|(call, error)| self.failed(call, "", error))
     }
 
     fn elapsed(&self, from: EventId, to: EventId) -> Result<Duration, DeviceError> {
         self.enter()?;
         let (from, to) = (self.event_of(from)?, self.event_of(to)?);
-        // SAFETY: both are alive since they are held here.
-        let ms = unsafe { result::event::elapsed(from.name.0, to.name.0) }
-            .map_err(|error| self.failed("cuEventElapsedTime", "", error))?;
-        Ok(Duration::try_from_secs_f32(ms / 1e3).unwrap_or_default())
+        to.since(&from).map_err(|error| self.failed("cuEventElapsedTime", "", error))
     }
 
     fn destroy_event(&self, event: EventId) {
-        let gone = self.events.write().live.remove(&event.0);
-        if gone.is_none() {
+        if !self.events.remove(event) {
             tracing::error!(?event, device = self.label, "destroyed what is no event: a bug of robocached's");
         }
     }
@@ -344,29 +292,21 @@ impl Device for CudaDevice {
     fn record(&self, event: EventId, stream: StreamId) -> Result<(), DeviceError> {
         self.enter()?;
         let (event, stream) = (self.event_of(event)?, self.stream_of(stream)?);
-        // SAFETY: both are of this context; the event is alive since it is held here, streams live as long as self.
-        unsafe { result::event::record(event.name.0, stream) }
-            .map_err(|error| self.failed("cuEventRecord", "", error))
+        // SAFETY: both are of this context; streams live as long as self.
+        unsafe { event.record(stream) }.map_err(|error| self.failed("cuEventRecord", "", error))
     }
 
     fn wait(&self, stream: StreamId, event: EventId) -> Result<(), DeviceError> {
         self.enter()?;
         let (event, stream) = (self.event_of(event)?, self.stream_of(stream)?);
-        let flags = CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
         // SAFETY: as in `record`.
-        unsafe { result::stream::wait_event(stream, event.name.0, flags) }
-            .map_err(|error| self.failed("cuStreamWaitEvent", "", error))
+        unsafe { event.hold(stream) }.map_err(|error| self.failed("cuStreamWaitEvent", "", error))
     }
 
     fn query(&self, event: EventId) -> Result<Progress, DeviceError> {
         self.enter()?;
         let event = self.event_of(event)?;
-        // SAFETY: the event is alive since it is held here.
-        match unsafe { result::event::query(event.name.0) } {
-            Ok(()) => Ok(Progress::Done),
-            Err(DriverError(CUresult::CUDA_ERROR_NOT_READY)) => Ok(Progress::Pending),
-            Err(error) => Err(self.failed("cuEventQuery", "", error)),
-        }
+        event.query().map_err(|error| self.failed("cuEventQuery", "", error))
     }
 
     fn finish(&self, stream: StreamId) -> Result<(), DeviceError> {
@@ -425,35 +365,13 @@ impl Device for CudaDevice {
     }
 
     fn ready_event(&self, _ring: &RingShare, _slot: u32) -> Result<(EventId, IpcHandle), DeviceError> {
-        // The driver shares events only if they keep no times.
-        let flags =
-            CUevent_flags::CU_EVENT_INTERPROCESS as u32 | CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
         self.enter()?;
-        let mut event = std::ptr::null_mut();
-        // SAFETY: it writes `event`, and takes any flags.
-        unsafe { sys::cuEventCreate(&raw mut event, flags) }
-            .result()
-            .map_err(|error| self.failed("cuEventCreate", "interprocess", error))?;
-        let (id, event) = self.keep(event);
-        let mut handle = sys::CUipcEventHandle { reserved: [0; 64] };
-        // SAFETY: the event was created just now, for several processes; the call writes `handle`, which is its type.
-        let exported = unsafe { sys::cuIpcGetEventHandle(&raw mut handle, event.name.0) }.result();
-        if let Err(error) = exported {
-            self.destroy_event(id);
-            return Err(self.failed("cuIpcGetEventHandle", "", error));
-        }
-        Ok((id, to_handle(handle.reserved)))
+        self.events.make_shared().map_err(|(call, error)| self.failed(call, "interprocess", error))
     }
 
     fn open_event(&self, _ring: &RingShare, handle: &IpcHandle) -> Result<EventId, DeviceError> {
         self.enter()?;
-        let handle = sys::CUipcEventHandle { reserved: handle.0.map(|byte| c_char::from_le_bytes([byte])) };
-        let mut event = std::ptr::null_mut();
-        // SAFETY: it takes any 64 bytes, which it checks, and writes `event`.
-        unsafe { sys::cuIpcOpenEventHandle(&raw mut event, handle) }
-            .result()
-            .map_err(|error| self.failed("cuIpcOpenEventHandle", "the client's", error))?;
-        Ok(self.keep(event).0)
+        self.events.open(handle).map_err(|(call, error)| self.failed(call, "the client's", error))
     }
 
     fn export_memory(&self, at: DevicePtr) -> Result<IpcHandle, DeviceError> {

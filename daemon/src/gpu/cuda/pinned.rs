@@ -12,7 +12,7 @@ use memmap2::{Advice, MmapMut};
 use parking_lot::Mutex;
 use robocache_kernels::DevicePtr;
 
-use super::dropped;
+use super::refusals::dropped;
 use crate::gpu::device::Pinned;
 
 /// What one thread touches of a new mapping.

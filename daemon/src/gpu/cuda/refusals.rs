@@ -14,6 +14,15 @@ pub(super) fn name(error: DriverError) -> String {
         .map_or_else(|_unnamed| format!("{:?}", error.0), |name| name.to_string_lossy().into_owned())
 }
 
+/// A failure where nobody is left to tell.
+pub(super) fn dropped(call: &'static str, result: Result<(), DriverError>) {
+    match result {
+        Err(error) if is_lost(error) => tracing::debug!(call, error = name(error), "the device is lost"),
+        Err(error) => tracing::warn!(call, error = name(error), "a GPU resource was not given back"),
+        Ok(()) => {}
+    }
+}
+
 /// Whether the context does nothing any more. These stick: every later call says the same.
 pub(super) const fn is_lost(error: DriverError) -> bool {
     matches!(
