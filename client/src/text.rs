@@ -67,3 +67,67 @@ impl TextTable {
         usize::try_from(u32::from_le_bytes(*field)).ok()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn opened(bytes: &[u8], infos: &[TextTableInfo]) -> Result<Vec<TextTable>, SegmentError> {
+        let fd = Texts::create(bytes).expect("a memfd can be made");
+        let texts = Texts::open(&fd).expect("sealed just now");
+        TextTable::open_all(&Arc::new(texts), infos)
+    }
+
+    /// A table as the daemon writes it: offsets, then the strings.
+    fn written(strings: &[String]) -> Vec<u8> {
+        let ends = strings.iter().scan(0_u32, |end, string| {
+            *end += u32::try_from(string.len()).expect("short");
+            Some(*end)
+        });
+        let mut bytes: Vec<u8> = std::iter::once(0).chain(ends).flat_map(u32::to_le_bytes).collect();
+        bytes.extend(strings.iter().flat_map(|string| string.bytes()));
+        bytes
+    }
+
+    fn infos() -> impl Strategy<Value = Vec<TextTableInfo>> {
+        let number = prop_oneof![0_u64..200, Just(u64::MAX), Just(u64::MAX - 3)];
+        let info = (number.clone(), number, prop_oneof![0_u32..20, Just(u32::MAX)]);
+        prop::collection::vec(
+            info.prop_map(|(offset, len, count)| TextTableInfo { offset, len, count }),
+            0..4,
+        )
+    }
+
+    proptest! {
+        /// What a daemon says of its tables, and what is in them, is a table or an error, never a panic.
+        #[test]
+        fn tables_of_any_bytes_are_tables_or_errors(bytes in prop::collection::vec(any::<u8>(), 1..200), infos in infos()) {
+            if let Ok(tables) = opened(&bytes, &infos) {
+                for (table, info) in tables.iter().zip(&infos) {
+                    prop_assert_eq!(table.iter().count(), info.count as usize);
+                    prop_assert!(table.iter().map(str::len).sum::<usize>() as u64 <= info.len);
+                    prop_assert!(table.get(table.len()).is_none() && table.get(usize::MAX).is_none());
+                }
+            }
+        }
+
+        /// A table changed in one byte has other strings, or is an error.
+        #[test]
+        fn a_table_reads_as_it_was_written_and_a_damaged_one_stays_within_itself(
+            strings in prop::collection::vec(".{0,12}", 1..6),
+            at in any::<prop::sample::Index>(),
+            byte in any::<u8>(),
+        ) {
+            let mut bytes = written(&strings);
+            let info = TextTableInfo { offset: 0, len: bytes.len() as u64, count: u32::try_from(strings.len()).expect("few") };
+            let tables = opened(&bytes, std::slice::from_ref(&info)).expect("as the daemon writes them");
+            prop_assert!(tables[0].iter().eq(strings.iter().map(String::as_str)));
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+            if let Ok(tables) = opened(&bytes, std::slice::from_ref(&info)) {
+                prop_assert_eq!(tables[0].iter().count(), strings.len());
+            }
+        }
+    }
+}
