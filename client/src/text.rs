@@ -102,7 +102,11 @@ mod tests {
     proptest! {
         /// What a daemon says of its tables, and what is in them, is a table or an error, never a panic.
         #[test]
-        fn tables_of_any_bytes_are_tables_or_errors(bytes in prop::collection::vec(any::<u8>(), 1..200), infos in infos()) {
+        fn tables_of_any_bytes_are_tables_or_errors(
+            // Mostly zeros, so that many are tables.
+            bytes in prop::collection::vec(prop_oneof![9 => Just(0), 1 => any::<u8>()], 1..200),
+            infos in infos(),
+        ) {
             if let Ok(tables) = opened(&bytes, &infos) {
                 for (table, info) in tables.iter().zip(&infos) {
                     prop_assert_eq!(table.iter().count(), info.count as usize);
@@ -112,7 +116,7 @@ mod tests {
             }
         }
 
-        /// A table changed in one byte has other strings, or is an error.
+        /// A table changed in one byte has as many strings, or is an error.
         #[test]
         fn a_table_reads_as_it_was_written_and_a_damaged_one_stays_within_itself(
             strings in prop::collection::vec(".{0,12}", 1..6),
@@ -120,7 +124,8 @@ mod tests {
             byte in any::<u8>(),
         ) {
             let mut bytes = written(&strings);
-            let info = TextTableInfo { offset: 0, len: bytes.len() as u64, count: u32::try_from(strings.len()).expect("few") };
+            let count = u32::try_from(strings.len()).expect("few");
+            let info = TextTableInfo { offset: 0, len: bytes.len() as u64, count };
             let tables = opened(&bytes, std::slice::from_ref(&info)).expect("as the daemon writes them");
             prop_assert!(tables[0].iter().eq(strings.iter().map(String::as_str)));
             let at = at.index(bytes.len());

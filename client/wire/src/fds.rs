@@ -282,7 +282,8 @@ impl Connection {
     pub fn peer_pidfd(&self) -> Option<OwnedFd> {
         match nix::sys::socket::getsockopt(&self.fd, PeerPidfd) {
             Ok(pidfd) => Some(pidfd),
-            Err(nix::Error::ESRCH) => None,
+            // Gone, as one kernel or another says it; its number may be another process's by now.
+            Err(nix::Error::ESRCH | nix::Error::EINVAL) => None,
             Err(_unknown) => {
                 let pid = i32::try_from(self.peer().ok()?.pid?).ok()?;
                 pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()

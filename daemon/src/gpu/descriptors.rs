@@ -5,15 +5,14 @@
 
 use std::sync::Arc;
 
-use robocache_kernels::{AssemblePlan, DevicePtr};
+use robocache_kernels::{AssemblePlan, DevicePtr, PlanError};
 
 use crate::assemblers::Job;
 use crate::gpu::describe::View;
-use crate::gpu::device::{Device, DeviceError, Launch, Memory, Pinned, Span, StreamId, Upload};
-use crate::loader::Loader;
+use crate::gpu::device::{Device, DeviceError, Launch, Memory, Output, Pinned, Span, StreamId, Upload};
 
-/// The smallest room.
-const LEAST: u64 = 1 << 16;
+/// Rooms are made of whole pages of a GPU. One is enough for a burst of common batches, 13 KB each.
+const PAGE: u64 = 2 << 20;
 /// Descriptors of a batch begin on lines of the GPU.
 const ALIGN: u64 = 64;
 
@@ -22,6 +21,9 @@ const ALIGN: u64 = 64;
 pub(super) struct Rooms {
     device: Arc<dyn Device>,
     free: Vec<Room>,
+    /// How many bursts there are at once.
+    count: usize,
+    begun: bool,
 }
 
 /// As many bytes here as there.
@@ -41,8 +43,9 @@ pub(super) struct Described {
 }
 
 impl Rooms {
-    pub(super) fn new(device: &Arc<dyn Device>) -> Self {
-        Self { device: Arc::clone(device), free: Vec::new() }
+    /// For `count` bursts at once.
+    pub(super) fn new(device: &Arc<dyn Device>, count: usize) -> Self {
+        Self { device: Arc::clone(device), free: Vec::new(), count, begun: false }
     }
 
     /// Describes batches: each a job, and `[samples][positions of its recipe]` of where its streams lie.
@@ -52,9 +55,8 @@ impl Rooms {
     ) -> Result<Described, DeviceError> {
         let mut bytes = 0;
         let mut place = |job: &Job| {
-            let Gpu { recipe, slot } = Gpu::of(job);
-            let rows = job.samples.len();
-            let plan = recipe.plan(&recipe.outputs(&slot, rows), rows);
+            let (recipe, rows) = (&job.loader.on_gpu().recipe, job.samples.len());
+            let plan = recipe.plan(&outputs(job), rows);
             let plan = plan.expect("columns, of fewer tiles than 2^31: they fit the memory of a GPU");
             let at = bytes;
             bytes += recipe.bytes(&plan).next_multiple_of(ALIGN);
@@ -83,7 +85,18 @@ impl Rooms {
             return Ok(self.free.swap_remove(found));
         }
         self.free.pop(); // too small for what comes now
-        let bytes = bytes.next_power_of_two().max(LEAST);
+        let room = self.make(bytes)?;
+        if !std::mem::replace(&mut self.begun, true) {
+            // All of them, so that what the daemon has of the device changes no more. One that cannot be had now is asked
+            // for again when it is wanted.
+            let others = (1..self.count).map_while(|_| self.make(bytes).ok());
+            self.free = others.collect();
+        }
+        Ok(room)
+    }
+
+    fn make(&self, bytes: u64) -> Result<Room, DeviceError> {
+        let bytes = bytes.next_multiple_of(PAGE);
         let (pinned, device) = (self.device.pin(bytes)?, Memory::allocate(&self.device, bytes)?);
         Ok(Room { pinned, device })
     }
@@ -105,21 +118,17 @@ impl Described {
         stream: StreamId,
     ) -> Result<(), DeviceError> {
         let (plan, at) = &self.batches[nth];
-        let Gpu { recipe, slot } = Gpu::of(job);
-        let outputs = recipe.outputs(&slot, job.samples.len());
+        let outputs = outputs(job);
         let span = Span::whole(&self.room.device).part(*at..self.bytes);
         device.assemble(stream, &Launch::new(plan, &outputs, &span))
     }
 
-    fn encode<'a>(
-        &mut self,
-        batches: impl Iterator<Item = (&'a Job, &'a [View])>,
-    ) -> Result<(), robocache_kernels::PlanError> {
+    fn encode<'a>(&mut self, batches: impl Iterator<Item = (&'a Job, &'a [View])>) -> Result<(), PlanError> {
         let start = self.room.device.at().0;
         let mut encoded: Vec<u8> = Vec::with_capacity(usize::try_from(self.bytes).unwrap_or(0));
         for ((job, views), (plan, at)) in batches.zip(&self.batches) {
             encoded.resize(usize::try_from(*at).expect("descriptors fit memory"), 0);
-            let (recipe, dataset) = (Gpu::of(job).recipe, job.loader.dataset.dataset());
+            let (recipe, dataset) = (&job.loader.on_gpu().recipe, job.loader.dataset.dataset());
             recipe.encode(dataset, plan, &job.samples, DevicePtr(start + at), views, &mut encoded)?;
         }
         encoded.resize(usize::try_from(self.bytes).expect("descriptors fit memory"), 0);
@@ -128,16 +137,8 @@ impl Described {
     }
 }
 
-/// A job's loader, as far as it is of a GPU, and the job's slot there.
-struct Gpu<'a> {
-    recipe: &'a crate::gpu::describe::Recipe,
-    slot: Span,
-}
-
-impl<'a> Gpu<'a> {
-    fn of(job: &'a Job) -> Self {
-        let loader: &Loader = &job.loader;
-        let gpu = loader.gpu.as_ref().expect("only loaders for a GPU come here");
-        Self { recipe: &gpu.recipe, slot: gpu.ring.slot(job.filling.slot()) }
-    }
+/// A batch's columns in its slot.
+fn outputs(job: &Job) -> Vec<Output<'_>> {
+    let gpu = job.loader.on_gpu();
+    gpu.recipe.outputs(&gpu.ring.slot(job.filling.slot()), job.samples.len())
 }

@@ -97,7 +97,7 @@ pub trait Device: fmt::Debug + Send + Sync {
     fn event(&self) -> Result<EventId, DeviceError>;
     /// One that also keeps when the work before it was done.
     fn timed_event(&self) -> Result<EventId, DeviceError>;
-    /// The time from what one timed event last marked to what another did; both are done.
+    /// The time from what one timed event last marked to what another did, none if that came first; both are done.
     fn elapsed(&self, from: EventId, to: EventId) -> Result<Duration, DeviceError>;
     fn destroy_event(&self, event: EventId);
     /// Marks the work enqueued on `stream` so far.

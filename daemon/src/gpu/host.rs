@@ -18,6 +18,7 @@ use crate::gpu::sim::{Fault, SimDevice, SimOptions};
 use crate::gpu::tiers::{TierCounters, Tiers};
 use crate::gpu::worker::{Worker, WorkerCounters};
 use crate::host::Memory;
+use crate::loader::Loader;
 use crate::plan::Plan;
 use crossbeam::channel::{Sender, bounded};
 use parking_lot::{Mutex, RwLock};
@@ -64,6 +65,13 @@ pub struct GpuLoader {
     pub gpu: Arc<Gpu>,
     pub ring: DeviceRing,
     pub recipe: Recipe,
+}
+
+impl Loader {
+    /// Its part on a GPU. Panics without one: only loaders for a GPU come to the thread of one.
+    pub(super) fn on_gpu(&self) -> &GpuLoader {
+        self.gpu.as_ref().expect("only loaders for a GPU come here")
+    }
 }
 
 /// Why a client cannot have a device.

@@ -102,7 +102,7 @@ impl Staging {
         }
         let end = self.mark()?;
         self.timed.push_back((begin, end));
-        self.count_time()
+        Ok(())
     }
 
     /// What happens when all that was flushed is there; `None` where it is.
@@ -125,16 +125,23 @@ impl Staging {
         followed
     }
 
-    /// Counts how long uploads took that are done.
-    pub fn count_time(&mut self) -> Result<(), DeviceError> {
-        while let Some((begin, end)) = self.timed.front()
-            && end.query()? == Progress::Done
-        {
-            let ns = u64::try_from(end.since(begin)?.as_nanos()).unwrap_or(u64::MAX);
-            self.counters.upload_ns.fetch_add(ns, Ordering::Relaxed);
+    /// Counts how long uploads took that are done. What came of them, whoever waits for them is told.
+    pub fn count_time(&mut self) {
+        while let Some((begin, end)) = self.timed.front() {
+            let took = match end.query() {
+                Ok(Progress::Pending) => return,
+                Ok(Progress::Done) => end.since(begin),
+                Err(error) => Err(error),
+            };
+            match took {
+                Ok(took) => {
+                    let ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+                    self.counters.upload_ns.fetch_add(ns, Ordering::Relaxed);
+                }
+                Err(error) => tracing::debug!(%error, "the time of an upload is not known"),
+            }
             self.timed.pop_front();
         }
-        Ok(())
     }
 
     /// Marks all that is on its way.

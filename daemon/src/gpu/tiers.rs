@@ -186,8 +186,8 @@ impl Tiers {
     }
 
     /// Counts the time of uploads that are done.
-    pub fn count_time(&mut self) -> Result<(), DeviceError> {
-        self.staging.count_time()
+    pub fn count_time(&mut self) {
+        self.staging.count_time();
     }
 
     /// Bytes that batches may hold before they are made, as [`Held::bytes`] has them, while as many hold as much.

@@ -24,11 +24,10 @@ use crossbeam::channel::{Receiver, RecvTimeoutError};
 
 use crate::assemble::assemble;
 use crate::assemblers::Job;
-use crate::gpu::describe::{Recipe, View};
+use crate::gpu::describe::View;
 use crate::gpu::descriptors::{Described, Rooms};
 use crate::gpu::device::{Device, DeviceError, Event, Progress, StreamId};
 use crate::gpu::tiers::{Held, Tiers, Wanted};
-use crate::loader::Loader;
 
 /// Bursts that are not done, those that wait for copies included: each has room for what its launches are told.
 const IN_FLIGHT: usize = 3;
@@ -113,7 +112,7 @@ impl Worker {
         tiers: Tiers,
         counters: Arc<WorkerCounters>,
     ) -> Self {
-        let (rooms, device) = (Rooms::new(device), Arc::clone(device));
+        let (rooms, device) = (Rooms::new(device, IN_FLIGHT), Arc::clone(device));
         let (parts, in_flight) = (VecDeque::new(), VecDeque::new());
         Self { device, stream, tiers, rooms, parts, in_flight, counters }
     }
@@ -222,16 +221,13 @@ impl Worker {
                 Ok(Progress::Done) => {
                     let part = self.parts.remove(at).expect("looked at just now");
                     let started = Instant::now();
-                    if part.sent.is_some()
-                        && let Err(error) = self.tiers.count_time()
-                    {
-                        tracing::debug!(%error, "the time of an upload is not known");
-                    }
+                    self.tiers.count_time();
                     self.enqueue(part);
                     add(&self.counters.enqueue_ns, started.elapsed());
                 }
                 Err(error) => {
                     let part = self.parts.remove(at).expect("looked at just now");
+                    self.rooms.give_back(part.described);
                     part.batches.into_iter().for_each(|batch| self.give_up(batch, &error));
                 }
             }
@@ -262,7 +258,7 @@ impl Worker {
 
     fn prepare(&mut self, job: &mut Job, held: &mut Held) -> Result<Vec<View>, String> {
         let loader = Arc::clone(&job.loader);
-        let recipe = recipe(&loader);
+        let recipe = &loader.on_gpu().recipe;
         self.tiers.reads(&loader);
         let episodes: Vec<u32> = job.samples.iter().map(|sample| sample.place.episode).collect();
         let wanted = Wanted {
@@ -313,12 +309,22 @@ impl Worker {
         self.device.record(begin.id(), self.stream)?;
         for (nth, Prepared { job, .. }) in batches.iter().enumerate() {
             described.launch(nth, job, &*self.device, self.stream)?;
-            let ring = &job.loader.gpu.as_ref().expect("only loaders for a GPU come here").ring;
-            self.device.record(ring.ready(job.filling.slot()), self.stream)?;
+            self.device.record(job.loader.on_gpu().ring.ready(job.filling.slot()), self.stream)?;
         }
         let end = Event::timed(&self.device)?;
         self.device.record(end.id(), self.stream)?;
         Ok((begin, end))
+    }
+
+    /// Counts a burst that is made.
+    fn count(&self, batches: usize, elapsed: Duration, kernels: Result<Duration, DeviceError>) {
+        self.counters.bursts.fetch_add(1, Ordering::Relaxed);
+        self.counters.batches.fetch_add(batches as u64, Ordering::Relaxed);
+        add(&self.counters.burst_ns, elapsed);
+        match kernels {
+            Ok(kernels) => add(&self.counters.kernel_ns, kernels),
+            Err(error) => tracing::debug!(%error, "the time of a burst's kernels is not known"),
+        }
     }
 
     fn publish_done(&mut self) {
@@ -329,15 +335,12 @@ impl Worker {
             }
             let Burst { begin, end, jobs, described, started } =
                 self.in_flight.pop_front().expect("looked at just now");
-            let (elapsed, kernels) = (started.elapsed(), end.since(&begin).unwrap_or_default());
-            self.counters.bursts.fetch_add(1, Ordering::Relaxed);
-            self.counters.batches.fetch_add(jobs.len() as u64, Ordering::Relaxed);
-            add(&self.counters.burst_ns, elapsed);
-            add(&self.counters.kernel_ns, kernels);
-            let each = elapsed / u32::try_from(jobs.len().max(1)).unwrap_or(u32::MAX);
+            self.rooms.give_back(described);
             match progress {
                 Ok(_done) => {
-                    self.rooms.give_back(described);
+                    let elapsed = started.elapsed();
+                    let each = elapsed / u32::try_from(jobs.len().max(1)).unwrap_or(u32::MAX);
+                    self.count(jobs.len(), elapsed, end.since(&begin));
                     for Made { job, held } in jobs {
                         drop(held);
                         job.publish(each);
@@ -366,8 +369,4 @@ fn rest_exactly() {
     if let Err(error) = nix::sys::prctl::set_timerslack(1) {
         tracing::debug!(%error, "the thread of a GPU keeps its timer slack");
     }
-}
-
-fn recipe(loader: &Loader) -> &Recipe {
-    &loader.gpu.as_ref().expect("only loaders for a GPU come here").recipe
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::support::{Daemon, data};
 use crate::trainer::{self, lines, trainer};
-use robocache::{LoaderError, Position};
+use robocache::{Batch, Loader, LoaderError, Position};
 use robocache_wire::fds::Connection;
 use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 
@@ -96,12 +96,8 @@ fn a_client_of_a_killed_daemon_gets_an_error_and_goes_on_with_the_next_one() {
     assert_eq!(seen, whole);
 }
 
-#[test]
-fn sigterm_lets_clients_take_what_is_ready_and_then_leaves() {
-    let mut daemon = Daemon::start(&[]);
-    let mut loader = daemon.loader(data("g1_v30_conv")).features(["action"]).slots(8).connect().unwrap();
-    let first = loader.next_batch().unwrap().unwrap();
-    daemon.wait_until("the ring is full", || daemon.status()["loaders"][0]["slots"]["ready"] == 7);
+/// SIGTERM: a client takes what is ready in `slots` slots of 64 samples, of which it has the `first`; the daemon leaves.
+pub(crate) fn drained(daemon: &mut Daemon, loader: &mut Loader, first: &Batch, slots: usize) {
     daemon.signal(Signal::TERM);
     let mut ids = first.ids();
     let error = loop {
@@ -112,9 +108,18 @@ fn sigterm_lets_clients_take_what_is_ready_and_then_leaves() {
     };
     assert!(matches!(error, LoaderError::Draining { .. } | LoaderError::DaemonGone { .. }), "{error}");
     // The daemon may have filled slots that were given back before the signal reached it; none is lost between.
-    assert!(ids.len() >= 8 * 64, "all that was ready: {} samples", ids.len());
+    assert!(ids.len() >= slots * 64, "all that was ready: {} samples", ids.len());
     assert!(ids.iter().copied().eq(0..ids.len() as u64), "nothing lost, nothing twice");
     assert!(daemon.wait().success(), "{}", daemon.log());
+}
+
+#[test]
+fn sigterm_lets_clients_take_what_is_ready_and_then_leaves() {
+    let mut daemon = Daemon::start(&[]);
+    let mut loader = daemon.loader(data("g1_v30_conv")).features(["action"]).slots(8).connect().unwrap();
+    let first = loader.next_batch().unwrap().unwrap();
+    daemon.wait_until("the ring is full", || daemon.status()["loaders"][0]["slots"]["ready"] == 7);
+    drained(&mut daemon, &mut loader, &first, 8);
     assert!(!daemon.socket().exists(), "the socket is gone");
 }
 

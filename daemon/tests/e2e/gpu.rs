@@ -26,10 +26,14 @@ fn is_simulated() -> bool {
     device().starts_with("sim")
 }
 
+/// What makes a daemon have the device.
+fn simulate() -> &'static [&'static str] {
+    if is_simulated() { &["--simulate-gpus", "2"] } else { &[] }
+}
+
 /// A daemon with a device.
 fn serve(arguments: &[&str]) -> Daemon {
-    let simulate: &[&str] = if is_simulated() { &["--simulate-gpus", "2"] } else { &[] };
-    Daemon::start(&[simulate, arguments].concat())
+    Daemon::start(&[simulate(), arguments].concat())
 }
 
 /// The whole of a batch: ids, and each column's name, dtype, role and bytes.

@@ -24,6 +24,17 @@ fn bytes(len: usize, seed: u64) -> Vec<u8> {
         .collect()
 }
 
+/// A device that takes orders to fail.
+fn simulated() -> (Arc<SimDevice>, Bench) {
+    let device = SimDevice::new(SimOptions::default());
+    let bench = Bench::on(Arc::clone(&device) as Arc<dyn Device>);
+    (device, bench)
+}
+
+fn staging(bench: &Bench) -> Staging {
+    Staging::new(&bench.device, bench.device.stream().unwrap(), Arc::default())
+}
+
 /// Waits for what was sent.
 fn arrive(sent: Option<Arc<Event>>) {
     while sent.as_ref().is_some_and(|sent| sent.query().unwrap() == Progress::Pending) {
@@ -59,9 +70,7 @@ fn upload_everywhere(bench: &Bench, staging: &mut Staging) {
 #[test]
 fn pieces_of_any_size_arrive_wherever_they_go() {
     let bench = Bench::new();
-    let counters = Arc::new(TierCounters::default());
-    let transfers = bench.device.stream().unwrap();
-    let mut staging = Staging::new(&bench.device, transfers, counters);
+    let mut staging = staging(&bench);
     for _ in 0..4 {
         upload_everywhere(&bench, &mut staging);
     }
@@ -70,8 +79,7 @@ fn pieces_of_any_size_arrive_wherever_they_go() {
 #[test]
 fn what_follows_is_there_with_all_that_was_sent_before_it() {
     let bench = Bench::new();
-    let transfers = bench.device.stream().unwrap();
-    let mut staging = Staging::new(&bench.device, transfers, Arc::new(TierCounters::default()));
+    let mut staging = staging(&bench);
     let (first, then) = (bench.memory(8 << 20), bench.memory(5000));
     for round in 0..4 {
         let (large, small) = (bytes(8 << 20, round), bytes(5000, 100 + round));
@@ -85,10 +93,8 @@ fn what_follows_is_there_with_all_that_was_sent_before_it() {
 
 #[test]
 fn what_was_to_follow_and_failed_is_not_under_way() {
-    let device = SimDevice::new(SimOptions::default());
-    let bench = Bench::on(Arc::clone(&device) as Arc<dyn Device>);
-    let transfers = bench.device.stream().unwrap();
-    let mut staging = Staging::new(&bench.device, transfers, Arc::new(TierCounters::default()));
+    let (device, bench) = simulated();
+    let mut staging = staging(&bench);
     let (first, pinned) = (bench.memory(1 << 20), bench.pinned(&bytes(5000, 1)));
     staging.upload(&bytes(1 << 20, 2), &first).unwrap();
     staging.flush().unwrap();
@@ -101,10 +107,8 @@ fn what_was_to_follow_and_failed_is_not_under_way() {
 
 #[test]
 fn uploads_go_through_smaller_buffers_where_large_ones_cannot_be_pinned() {
-    let device = SimDevice::new(SimOptions::default());
-    let bench = Bench::on(Arc::clone(&device) as Arc<dyn Device>);
-    let transfers = bench.device.stream().unwrap();
-    let mut staging = Staging::new(&bench.device, transfers, Arc::new(TierCounters::default()));
+    let (device, bench) = simulated();
+    let mut staging = staging(&bench);
     device.inject(Fault::Pins(2)); // 32 MiB and 4 MiB: the pieces are larger than what is left
     upload_everywhere(&bench, &mut staging);
     upload_everywhere(&bench, &mut staging);
@@ -152,8 +156,7 @@ fn count(counter: &AtomicU64) -> u64 {
 
 #[test]
 fn a_gpu_cache_that_cannot_grow_is_cut_to_what_it_has_and_pinned_memory_serves() {
-    let device = SimDevice::new(SimOptions::default());
-    let bench = Bench::on(Arc::clone(&device) as Arc<dyn Device>);
+    let (device, bench) = simulated();
     let (mut tiers, counters) = tiers(&bench, 1 << 30, 1 << 20);
     device.inject(Fault::Allocations(1));
     prepare(&mut tiers, 0).unwrap();
@@ -164,8 +167,7 @@ fn a_gpu_cache_that_cannot_grow_is_cut_to_what_it_has_and_pinned_memory_serves()
 
 #[test]
 fn what_neither_tier_can_hold_passes_and_fails_only_without_any_memory() {
-    let device = SimDevice::new(SimOptions::default());
-    let bench = Bench::on(Arc::clone(&device) as Arc<dyn Device>);
+    let (device, bench) = simulated();
     let (mut tiers, counters) = tiers(&bench, 0, 1 << 30);
     device.inject(Fault::Pins(1));
     prepare(&mut tiers, 0).unwrap();
@@ -211,8 +213,7 @@ fn what_passes_is_the_rows_that_are_read_and_the_stamps() {
 
 #[test]
 fn what_an_upload_that_failed_should_have_brought_is_brought_again() {
-    let device = SimDevice::new(SimOptions::default());
-    let bench = Bench::on(Arc::clone(&device) as Arc<dyn Device>);
+    let (device, bench) = simulated();
     let (mut tiers, counters) = tiers(&bench, 64 << 20, 0);
     device.inject(Fault::Upload(0));
     prepare(&mut tiers, 0).unwrap();
@@ -229,8 +230,7 @@ fn what_an_upload_that_failed_should_have_brought_is_brought_again() {
 
 #[test]
 fn an_upload_that_fails_while_a_batch_is_prepared_fails_the_burst_and_no_later_one() {
-    let device = SimDevice::new(SimOptions::default());
-    let bench = Bench::on(Arc::clone(&device) as Arc<dyn Device>);
+    let (device, bench) = simulated();
     let (mut tiers, counters) = tiers(&bench, 0, 0);
     device.inject(Fault::Pins(2)); // the first buffer has 256 KiB, and is sent when it is full
     device.inject(Fault::Upload(0));

@@ -131,11 +131,11 @@ impl Event {
         }
     }
 
-    /// The time since `from`; the driver refuses events that keep none, and those that are not done.
+    /// The time since `from`, none if that came later; the driver refuses events that keep none, and those not done.
     pub(super) fn since(&self, from: &Self) -> Result<Duration, DriverError> {
         // SAFETY: both are alive since they are held.
         let ms = unsafe { result::event::elapsed(from.name.0, self.name.0) }?;
-        Ok(Duration::try_from_secs_f32(ms / 1e3).unwrap_or_default())
+        Ok(Duration::from_secs_f32(ms.max(0.0) / 1e3))
     }
 }
 

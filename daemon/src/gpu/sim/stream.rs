@@ -148,8 +148,9 @@ impl SimEvent {
         match self {
             Self::Own(own) => {
                 let mut own = own.lock();
-                own.done = own.done.max(number);
-                own.at = Some(Instant::now());
+                if number > own.done {
+                    (own.done, own.at) = (number, Some(Instant::now()));
+                }
                 Ok(())
             }
             Self::Shared(events, place) => events.complete(*place, number),

@@ -6,7 +6,7 @@ use std::process::Child;
 use robocache::{Batch, LoaderError, Position};
 use rustix::process::{Signal, kill_process};
 
-use super::{device, is_simulated, serve};
+use super::{device, is_simulated, serve, simulate};
 use crate::support::{Daemon, contained, contained_daemon, data, inside};
 use crate::trainer::{self, bytes};
 
@@ -35,8 +35,7 @@ fn killed_clients_leave_nothing_behind_on_the_gpu_and_nothing_is_lost_or_repeate
         }
     });
     daemon.wait_until("the killed trainers' rings are gone", no_other);
-    // What launches are told needs room for as many bursts as a busy host lets come together, some 100 KiB each.
-    let again = || free_memory(&daemon) + (1 << 20) >= free.unwrap();
+    let again = || free_memory(&daemon) >= free.unwrap();
     daemon.wait_until(&format!("{free:?} bytes of its memory are free, as before"), again);
     trainer::assert_complete(&daemon, &log);
 }
@@ -57,7 +56,7 @@ fn kill_three(daemon: &Daemon, start: impl Fn(&Path, Position) -> Child, kill: i
         position = trainer::lines(&log).last().unwrap().0;
         daemon.wait_until("its ring is gone", || daemon.status()["loaders"].as_array().unwrap().is_empty());
         let before = *free.get_or_insert_with(|| free_memory(daemon));
-        daemon.wait_until("its memory is free", || free_memory(daemon) + (1 << 20) >= before);
+        daemon.wait_until("its memory is free", || free_memory(daemon) >= before);
     }
     trainer::assert_complete(daemon, &log);
 }
@@ -78,11 +77,15 @@ fn a_trainer_in_a_pid_namespace_of_its_own_trains_and_its_death_frees_its_slots(
 
 #[test]
 fn a_daemon_in_a_pid_namespace_of_its_own_serves_trainers_that_it_cannot_see() {
-    let Some(runner) = contained_daemon() else { return };
-    let simulate: &[&str] = if is_simulated() { &["--simulate-gpus", "1"] } else { &[] };
-    let daemon = Daemon::start_by(runner, simulate);
+    let Some(mut runner) = contained_daemon() else { return };
+    runner.env("ROBOCACHE_LOG", "robocached=debug");
+    let daemon = Daemon::start_by(runner, simulate());
     let start = |log: &Path, position| trainer::trainer(&daemon, &device(), log, position);
     kill_three(&daemon, start, |child| child.kill().unwrap());
+    // Where the kernel tells of any process, each one's end was seen.
+    let (ours, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+    let tells = nix::sys::socket::getsockopt(&ours, nix::sys::socket::sockopt::PeerPidfd).is_ok();
+    assert_eq!(daemon.log().contains("no pidfd"), !tells, "{}", daemon.log());
 }
 
 #[test]
@@ -117,8 +120,7 @@ fn a_killed_daemon_leaves_what_a_trainer_holds_and_the_next_one_goes_on() {
         let first = seen.iter().position(|(ids, _)| *ids == held.ids()).unwrap();
         assert_eq!(line(&held), seen[first], "a batch in a trainer's hands survives the daemon");
         state = loader.position();
-        let simulate: &[&str] = if is_simulated() { &["--simulate-gpus", "2"] } else { &[] };
-        daemon = daemon.restart(simulate);
+        daemon = daemon.restart(simulate());
     }
     assert!(seen.len() < wanted.len());
     for (n, (seen, wanted)) in seen.iter().zip(&wanted).enumerate() {
@@ -133,17 +135,6 @@ fn sigterm_lets_a_trainer_on_a_gpu_take_what_is_ready() {
     let mut loader = builder.connect().unwrap();
     let first = loader.next_batch().unwrap().unwrap();
     daemon.wait_until("the ring is full", || daemon.status()["loaders"][0]["slots"]["ready"] == 63);
-    daemon.signal(Signal::TERM);
-    let mut ids = first.ids();
-    let error = loop {
-        match loader.next_batch() {
-            Ok(batch) => ids.extend(batch.unwrap().ids()),
-            Err(error) => break error,
-        }
-    };
-    assert!(matches!(error, LoaderError::Draining { .. } | LoaderError::DaemonGone { .. }), "{error}");
-    assert!(ids.len() >= 64 * 64, "all that was ready: {} samples", ids.len());
-    assert!(ids.iter().copied().eq(0..ids.len() as u64), "nothing lost, nothing twice");
-    assert!(daemon.wait().success(), "{}", daemon.log());
+    crate::deaths::drained(&mut daemon, &mut loader, &first, 64);
     assert_eq!(first.ids(), (0..64).collect::<Vec<_>>());
 }
