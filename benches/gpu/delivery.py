@@ -6,9 +6,9 @@ From episodes in the GPU's memory, and from episodes in pinned host memory.
 from __future__ import annotations
 
 import itertools
-import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from statistics import fmean, median
 from typing import Any
 
@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from bench import KEY, OFF_GRID, ON_GRID, ROW_BYTES, ROWS, Bench, Json, endless, figures, gpu_work
 from step import BATCH, DIM, STEPS
+
+from daemon import Daemon
 
 
 def taking(
@@ -116,22 +118,26 @@ def own_copies(seconds: float, between: Callable[[], object] = lambda: None) -> 
     return {"bytes": host.nbytes, "us": {"median": middle, "mean": fmean(took), "p99": high, "n": len(took)}}
 
 
-def beside_own_copies(bench: Bench, batches: Iterator[Any], rust: Callable[[], float]) -> Json:
+def beside_own_copies(bench: Bench, daemon: Daemon, batches: Iterator[Any], workload: list[str]) -> Json:
     """A trainer's own uploads, while what it is fed with crosses the same bus."""
-    seconds = max(bench.args.seconds, 1.0)
-    out: Json = {"alone": own_copies(seconds)}
+    out: Json = {"alone": own_copies(1.0)}
 
     def take() -> None:
         # As a trainer whose step takes 2.5 ms.
         next(batches)[KEY]
         time.sleep(0.0025)
 
-    out["fed every 2.5 ms"] = own_copies(2 * seconds, take)
-    client = threading.Thread(target=rust)
-    client.start()
-    time.sleep(seconds)  # it is at work by then
-    out["beside a client at full speed"] = own_copies(seconds)
-    client.join()
+    out["fed every 2.5 ms"] = own_copies(2.0, take)
+    before = daemon.gpu()["batches"]
+    with ThreadPoolExecutor() as pool:
+        long = [*workload, "--seconds", "3", "--reps", "1"]
+        client = pool.submit(bench.rust, "own uploads", "throughput", *long, socket=daemon.socket)
+        while daemon.gpu()["batches"] < before + 1000 and not client.done():
+            time.sleep(0.05)
+        out["beside a client at full speed"] = own_copies(1.0)
+        if client.done():
+            client.result()
+            raise RuntimeError("the client was done before the uploads beside it were")
     return out
 
 
@@ -139,17 +145,11 @@ def pinned(bench: Bench) -> Json:
     """Batches from pinned memory alone, beside pinned copies to the device."""
     data, copying = bench.dataset(), h2d()
     with bench.daemon("--gpu-cache", "0", "--pinned-cache", "8GiB") as daemon:
-        arguments = (
-            "throughput",
-            data,
-            "--workload",
-            "resample-off-grid",
-            "--seconds",
-            str(bench.args.seconds),
-        )
+        workload = [data, "--workload", "resample-off-grid"]
+        once = ["--seconds", str(bench.args.seconds), "--reps", "1"]
 
         def rust() -> float:
-            made = bench.rust("pinned", *arguments, "--reps", "1", socket=daemon.socket)
+            made = bench.rust("pinned", "throughput", *workload, *once, socket=daemon.socket)
             return made["samples_per_s"]["median"]
 
         rust()  # brings all episodes to pinned memory
@@ -159,7 +159,7 @@ def pinned(bench: Bench) -> Json:
         found = bench.rounds({"h2d": copying, "rust": rust, "h2d again": copying, "python": waits})
         work = gpu_work(daemon, before, time.perf_counter() - began)
         cpu = daemon.cpu_seconds() - cpu
-        uploads = beside_own_copies(bench, endless(loader), rust)
+        uploads = beside_own_copies(bench, daemon, endless(loader), workload)
         loader.close()
         warnings = daemon.warnings()
     bus = median(found["h2d"] + found["h2d again"])

@@ -15,6 +15,7 @@ The rivals' workers start when the near variants are done, and stand still while
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import signal
@@ -103,10 +104,9 @@ class Fed:
         pairs = zip(rates, resident.counted("steps_per_s"), strict=True)
         ratios = sorted(mine / its for mine, its in pairs)
         q1, middle, q3 = np.quantile(ratios, (0.25, 0.5, 0.75)).tolist()
-        # Where the median is with 95 %: a binomial count of ratios lies below it.
-        half = 0.98 * math.sqrt(len(ratios))
-        low, high = (round(len(ratios) / 2 + side * half) for side in (-1, 1))
-        sure = [ratios[max(low, 0)], ratios[min(high, len(ratios) - 1)]]
+        # Where the median is with 95 %: how many ratios lie below it is a binomial count.
+        low = max(math.floor(len(ratios) / 2 - 0.98 * math.sqrt(len(ratios))), 0)
+        sure = [ratios[low], ratios[-1 - low]]
         rate = median(rates)
         more_threads = self.median("other_threads_s_a_step") - resident.median("other_threads_s_a_step")
         return {
@@ -150,47 +150,51 @@ def wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def take_turns(feds: dict[str, Fed], rounds: int, steps: int, device: str) -> Json:
-    """Rounds after one that is not counted, each compared with the first of `feds`.
-
-    Every other round goes backwards, so that drift favours none, and every two begin one further on, so that
-    the last of `feds` is as near to the first as the second is.
+def orders(feds: dict[str, Fed]) -> Iterator[list[Fed]]:
+    """Of round after round: every other goes backwards, so that drift favours none, and every two begin one
+    further on, so that the last of `feds` is as near to the first as the second is.
     """
     order = list(feds.values())
-    resident = order[0]
-    for turn in range(-1, rounds):
-        for fed in order if turn % 2 == 0 else reversed(order):
+    while True:
+        yield order[::-1]
+        order = [*order[1:], order[0]]
+        yield order
+
+
+def take_turns(feds: dict[str, Fed], rounds: int, steps: int, device: str) -> Json:
+    """Rounds after one that is not counted, each compared with the first of `feds`."""
+    for order in itertools.islice(orders(feds), rounds + 1):
+        for fed in order:
             fed.turn(steps, device)
-        if turn % 2:
-            order = [*order[1:], order[0]]
+    resident = next(iter(feds.values()))
     return {name: fed.found(resident) for name, fed in feds.items()}
 
 
 def take_steps(feds: dict[str, Fed], rounds: int, device: str) -> Json:
-    """Rounds of one step of each of `feds`, back and forth, one further on every two."""
-    order = list(feds.values())
-    resident = order[0]
-    for turn in range(-FED_LEAD, rounds):
-        if turn == -1:
-            for fed in order:
-                fed.turns.clear()
-            wait(device)
-            before = {fed: sum(map(cpu_seconds, fed.pids)) for fed in order}
-            start = time.perf_counter()
-        for fed in order if turn % 2 == 0 else reversed(order):
+    """Rounds of one step of each, after as many as the slowest to start needs and one that is not counted."""
+    everyone = list(feds.values())
+    turns = orders(feds)
+    for order in itertools.islice(turns, max(fed.lead for fed in everyone)):
+        for fed in order:
             fed.one()
-        if turn % 2:
-            order = [*order[1:], order[0]]
+    for fed in everyone:
+        fed.turns.clear()
+    wait(device)
+    before = [sum(map(cpu_seconds, fed.pids)) for fed in everyone]
+    start = time.perf_counter()
+    for order in itertools.islice(turns, rounds + 1):
+        for fed in order:
+            fed.one()
     wait(device)
     wall = time.perf_counter() - start
-    for fed in order:
-        used = (sum(map(cpu_seconds, fed.pids)) - before[fed]) / len(fed.turns)
+    for fed, was in zip(everyone, before, strict=True):
+        used = (sum(map(cpu_seconds, fed.pids)) - was) / len(fed.turns)
         for one in fed.turns:
             one["other_processes_s_a_step"] = used
-    found = {name: fed.found(resident) for name, fed in feds.items()}
+    found = {name: fed.found(everyone[0]) for name, fed in feds.items()}
     # That the clocks of single steps left nothing out.
-    timed = sum(1 / one["steps_per_s"] for fed in order for one in fed.turns)
-    found["resident"]["of_all_time"] = timed / wall
+    timed = sum(1 / one["steps_per_s"] for fed in everyone for one in fed.turns)
+    found[next(iter(feds))]["of_all_time"] = timed / wall
     return found
 
 
