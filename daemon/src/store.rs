@@ -13,13 +13,15 @@
 //! ```
 //!
 //! A [`Store`] owns the `ledger`, in which every one of these steps is taken; a [`DatasetStore`] owns the columns of
-//! its episodes. `want` is the loaders' side, `read` that of the reader threads.
+//! its episodes. `want` is the loaders' side, `read` that of the reader threads, which cut
+//! large reads to `pieces`.
 //!
 //! Locks: the ledger before an episode's lock, never the other way round. The path taken when everything is
 //! resident ([`DatasetStore::get`]) takes one episode's read lock and no other.
 
 mod dataset;
 mod ledger;
+mod pieces;
 mod read;
 mod want;
 

@@ -155,6 +155,10 @@ impl Table for ArrowTable {
         self.rows
     }
 
+    fn groups(&self) -> Vec<Range<usize>> {
+        self.batches.iter().map(|batch| batch.first_row..batch.first_row + batch.rows).collect()
+    }
+
     fn read(&self, columns: &[usize], ranges: &[Range<usize>]) -> Result<Vec<Vec<ArrayRef>>, ReadError> {
         self.mapping.check().map_err(|source| ReadError::Io { path: self.path.clone(), source })?;
         check_ranges(self, ranges)?;

@@ -177,6 +177,13 @@ impl Dataset {
         self.reader.units()
     }
 
+    /// `episodes` (positions, of one unit) in pieces that may as well be read apart, by several threads: no two have rows
+    /// of one row group, or of one record batch of an Arrow file. Opens the unit's file.
+    pub fn pieces(&self, episodes: &[usize]) -> Result<Vec<Vec<usize>>, ReadError> {
+        episodes.iter().try_for_each(|episode| self.check_episode(*episode))?;
+        self.reader.pieces(episodes)
+    }
+
     /// Reads `streams` (positions in `streams()`) of `episodes` (positions; best of one unit), as
     /// `[episode][stream]`. Only those columns, the clock's, and those that filters name are decoded.
     ///

@@ -18,7 +18,7 @@ use crate::error::{OpenError, ReadError};
 use crate::files::relative;
 use crate::manifest::{Manifest, StreamDecl, Time};
 use crate::table::{Table, TableCache};
-use crate::tabular::{Drawn, Opened, Places, first_row, frame_tables, required, type_in};
+use crate::tabular::{Drawn, Opened, Places, first_row, frame_tables, pieces_of_tables, required, type_in};
 
 #[derive(Debug)]
 pub(crate) struct FramePlaces {
@@ -229,6 +229,13 @@ impl Places for FramePlaces {
             }
         }
         units
+    }
+
+    fn pieces(&self, tables: &TableCache, episodes: &[usize]) -> Result<Vec<Vec<usize>>, ReadError> {
+        pieces_of_tables(tables, &self.tables, episodes, |episode| {
+            let place = &self.episodes[episode];
+            (place.table, place.rows.clone())
+        })
     }
 }
 

@@ -31,6 +31,10 @@ pub(crate) trait LayoutReader: Debug + Send + Sync {
     fn warnings(&self) -> Vec<String>;
     /// Episodes cheapest read together: a partition of all of them.
     fn units(&self) -> Vec<Vec<usize>>;
+    /// `episodes`, of one unit, in pieces that cost no more to read apart than together.
+    fn pieces(&self, episodes: &[usize]) -> Result<Vec<Vec<usize>>, ReadError> {
+        Ok(vec![episodes.to_vec()])
+    }
     /// `[episode][stream]`, in the order asked for. No stream is opaque.
     fn read(&self, episodes: &[usize], streams: &[usize]) -> Result<Vec<Vec<Stream>>, ReadError>;
     fn clock(&self, episode: usize, stream: usize) -> Result<Clock, ReadError>;

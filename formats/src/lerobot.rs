@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::slice;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use robocache_types::{Clock, DType};
 
@@ -18,7 +18,7 @@ use crate::layout::LayoutReader;
 use crate::lerobot_clock::{Rows, examine};
 use crate::lerobot_files::{DataFile, Place, place};
 use crate::lerobot_meta::{EpisodeMeta, Feature, Meta};
-use crate::table::{Table, TableCache};
+use crate::table::{Table, TableCache, apart};
 use crate::text::{TextCache, codes, distinct};
 use crate::values::{Holds, Origin, elements, holds, numbers};
 use crate::warnings::Warned;
@@ -96,15 +96,19 @@ impl LeRobot {
             index: self.episodes[episode].index,
         };
         let look = |rows: &[Rows]| examine(table, rows, self.fps, &self.warned);
-        let grids = match file.grids.get() {
-            Some(grids) => grids,
-            None => {
-                let all: Vec<Rows> = file.episodes.iter().map(|episode| rows(*episode)).collect();
-                let clocks = look(&all)?.into_iter();
-                let grids = clocks.map(|clock| clock.ok().filter(|clock| matches!(clock, Clock::Uniform(_))));
-                file.grids.get_or_init(|| grids.collect())
+        let seen = || file.grids.get().map(Vec::as_slice);
+        let look_once = || {
+            // Several threads may read pieces of the file: one looks, the others wait for it.
+            let _looking = file.looking.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(grids) = seen() {
+                return Ok(grids);
             }
+            let all: Vec<Rows> = file.episodes.iter().map(|episode| rows(*episode)).collect();
+            let clocks = look(&all)?.into_iter();
+            let grids = clocks.map(|clock| clock.ok().filter(|clock| matches!(clock, Clock::Uniform(_))));
+            Ok::<_, ReadError>(file.grids.get_or_init(|| grids.collect()).as_slice())
         };
+        let grids = seen().map_or_else(look_once, Ok)?;
         let start = |episode: &usize| self.places[*episode].rows.start;
         let one = |episode: &usize| {
             let at = file.episodes.binary_search_by_key(&start(episode), start);
@@ -130,6 +134,19 @@ impl LeRobot {
             StreamKind::Text => codes(chunks, &self.texts(stream)?, origin),
             _ => numbers(chunks, schema.dtype, &schema.shape, origin),
         }
+    }
+
+    /// Episodes by file, each once, by first row.
+    fn by_file(&self, episodes: &[usize]) -> BTreeMap<usize, Vec<usize>> {
+        let mut by_file: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        for episode in episodes {
+            by_file.entry(self.places[*episode].file).or_default().push(*episode);
+        }
+        for members in by_file.values_mut() {
+            members.sort_unstable_by_key(|episode| self.places[*episode].rows.start);
+            members.dedup();
+        }
+        by_file
     }
 
     /// `[episode][stream]` of episodes of one file, each once, by first row.
@@ -233,15 +250,18 @@ impl LayoutReader for LeRobot {
         self.files.iter().map(|file| file.episodes.clone()).collect()
     }
 
-    fn read(&self, episodes: &[usize], streams: &[usize]) -> Result<Vec<Vec<Stream>>, ReadError> {
-        let mut by_file: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-        for episode in episodes {
-            by_file.entry(self.places[*episode].file).or_default().push(*episode);
+    fn pieces(&self, episodes: &[usize]) -> Result<Vec<Vec<usize>>, ReadError> {
+        let mut pieces = Vec::new();
+        for (file, members) in self.by_file(episodes) {
+            let rows = |episode: usize| (episode, self.places[episode].rows.clone());
+            pieces.extend(apart(&self.table(&self.files[file])?.groups(), members.into_iter().map(rows)));
         }
+        Ok(pieces)
+    }
+
+    fn read(&self, episodes: &[usize], streams: &[usize]) -> Result<Vec<Vec<Stream>>, ReadError> {
         let mut read = HashMap::with_capacity(episodes.len());
-        for (file, mut members) in by_file {
-            members.sort_unstable_by_key(|episode| self.places[*episode].rows.start);
-            members.dedup();
+        for (file, members) in self.by_file(episodes) {
             let found = self.read_file(&self.files[file], &members, streams)?;
             read.extend(members.into_iter().zip(found));
         }

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 
 use robocache_types::Clock;
 
@@ -36,6 +36,8 @@ pub(crate) struct DataFile {
     /// Set by the first look at the file: the clocks (in the order of `episodes`) that are the frame grid, and
     /// nothing where an episode's stamps are its own or something is wrong with it.
     pub(crate) grids: OnceLock<Vec<Option<Clock>>>,
+    /// Held by who takes that look.
+    pub(crate) looking: Mutex<()>,
 }
 
 type Placed = (Vec<DataFile>, Vec<Place>);
@@ -118,8 +120,9 @@ fn group(root: &Path, episodes: &[EpisodeMeta], paths: &[PathBuf]) -> Result<Pla
             let size_bytes = fs::metadata(&path)
                 .map_err(|source| OpenError::MissingFile { path, episode: episode.index, source })?
                 .len();
-            let grids = OnceLock::new();
-            files.push(DataFile { path: relative.clone(), size_bytes, rows: 0, episodes: vec![], grids });
+            let (path, episodes) = (relative.clone(), Vec::new());
+            let (grids, looking) = (OnceLock::new(), Mutex::default());
+            files.push(DataFile { path, size_bytes, rows: 0, episodes, grids, looking });
         }
         files[file].episodes.push(position);
     }

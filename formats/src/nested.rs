@@ -19,7 +19,9 @@ use crate::filter::{check, narrow};
 use crate::frames::{Name, names};
 use crate::manifest::{Manifest, Time};
 use crate::table::{Table, TableCache};
-use crate::tabular::{Drawn, Opened, Places, clock_number, first_row, frame_tables, required, type_in};
+use crate::tabular::{
+    Drawn, Opened, Places, clock_number, first_row, frame_tables, pieces_of_tables, required, type_in,
+};
 use crate::time::Site;
 
 /// A group is the streams of one clock: their lists have the same length.
@@ -205,6 +207,13 @@ impl Places for NestedPlaces {
             }
         }
         units
+    }
+
+    fn pieces(&self, tables: &TableCache, episodes: &[usize]) -> Result<Vec<Vec<usize>>, ReadError> {
+        pieces_of_tables(tables, &self.tables, episodes, |episode| {
+            let (table, row) = self.episodes[episode];
+            (table, row..row + 1)
+        })
     }
 }
 

@@ -124,6 +124,10 @@ impl Table for ParquetTable {
         self.groups.last().map_or(0, |group| group.end)
     }
 
+    fn groups(&self) -> Vec<Range<usize>> {
+        self.groups.clone()
+    }
+
     fn read(&self, columns: &[usize], ranges: &[Range<usize>]) -> Result<Vec<Vec<ArrayRef>>, ReadError> {
         let wanted_rows = check_ranges(self, ranges)?;
         let mut order: Vec<usize> = columns.to_vec();

@@ -24,6 +24,8 @@ pub(crate) trait Table: Debug + Send + Sync {
     /// Root columns as Arrow types.
     fn schema(&self) -> &SchemaRef;
     fn rows(&self) -> usize;
+    /// The rows of each row group (of a record batch, in Arrow), in order. Parts of one may cost what the whole costs.
+    fn groups(&self) -> Vec<Range<usize>>;
     /// Reads the root columns at positions `columns` of the schema (each at most once, any order), as
     /// `[column][chunk]` in the order asked for. The chunks of every column add up to the rows of `ranges`; where
     /// one chunk ends and the next begins may differ from call to call.
@@ -51,6 +53,26 @@ pub(crate) fn open_table(path: &Path) -> Result<Arc<dyn Table>, ReadError> {
         return Ok(Arc::new(ArrowTable::open(path)?));
     }
     Err(ReadError::NotATable { path: path.to_owned(), head })
+}
+
+/// Items with their rows, by first row, as runs of which no two have rows of one row group: as many as there can be.
+pub(crate) fn apart<T>(
+    groups: &[Range<usize>],
+    items: impl IntoIterator<Item = (T, Range<usize>)>,
+) -> Vec<Vec<T>> {
+    let mut runs: Vec<Vec<T>> = Vec::new();
+    let mut end = 0; // of the last row group that the last run has rows of
+    for (item, rows) in items {
+        match runs.last_mut() {
+            Some(run) if rows.is_empty() || rows.start < end => run.push(item),
+            _ => runs.push(vec![item]),
+        }
+        if !rows.is_empty() {
+            let last = groups.partition_point(|group| group.end < rows.end);
+            end = groups.get(last).map_or(rows.end, |group| group.end);
+        }
+    }
+    runs
 }
 
 /// Footers of the files that were opened last, so that a dataset of many small files does not parse one per read.
@@ -95,5 +117,40 @@ impl TableCache {
             }
         }
         Ok(table)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Lengths of row groups, and of items with gaps before them, all of any length with nothing too.
+        #[test]
+        fn no_two_runs_share_a_row_group_and_none_could_be_cut(
+            groups in proptest::collection::vec(0_usize..9, 1..9),
+            items in proptest::collection::vec((0_usize..4, 0_usize..9), 0..12),
+        ) {
+            let mut at = 0;
+            let groups: Vec<Range<usize>> = groups.iter().map(|rows| { at += rows; at - rows..at }).collect();
+            let total = at;
+            at = 0;
+            let items: Vec<Range<usize>> = items.iter().map(|(gap, rows)| { at += gap + rows; at - rows..at }).collect();
+            let items: Vec<Range<usize>> = items.into_iter().filter(|rows| rows.end <= total).collect();
+            let runs = apart(&groups, items.iter().map(|rows| (rows.clone(), rows.clone())));
+            prop_assert_eq!(&runs.concat(), &items, "all of them, in order");
+            let overlap = |a: &Range<usize>, b: &Range<usize>| a.start.max(b.start) < a.end.min(b.end);
+            let of = |rows: &[Range<usize>]| -> Vec<usize> {
+                (0..groups.len()).filter(|group| rows.iter().any(|rows| overlap(rows, &groups[*group]))).collect()
+            };
+            let share = |a: &[Range<usize>], b: &[Range<usize>]| of(a).iter().any(|group| of(b).contains(group));
+            for (i, run) in runs.iter().enumerate() {
+                prop_assert!(runs[i + 1..].iter().all(|other| !share(run, other)));
+                let full: Vec<Range<usize>> = run.iter().filter(|rows| !rows.is_empty()).cloned().collect();
+                prop_assert!((1..full.len()).all(|cut| share(&full[..cut], &full[cut..])));
+            }
+        }
     }
 }

@@ -5,8 +5,9 @@
 //! and rules have one *clock* and are settled together.
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Debug;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -21,7 +22,7 @@ use crate::error::{OpenError, ReadError};
 use crate::layout::LayoutReader;
 use crate::manifest::Manifest;
 use crate::stats::Raw;
-use crate::table::{Table, TableCache};
+use crate::table::{Table, TableCache, apart};
 use crate::text::TextCache;
 use crate::warnings::Warned;
 
@@ -44,6 +45,11 @@ pub(crate) trait Places: Debug + Send + Sync {
 
     /// Episodes cheapest read together.
     fn units(&self, episodes: usize) -> Vec<Vec<usize>>;
+
+    /// See [`LayoutReader::pieces`].
+    fn pieces(&self, _tables: &TableCache, episodes: &[usize]) -> Result<Vec<Vec<usize>>, ReadError> {
+        Ok(vec![episodes.to_vec()])
+    }
 }
 
 /// A stream with how its rows are put on a clock, and the group whose rows they are.
@@ -139,6 +145,10 @@ impl<P: Places + 'static> LayoutReader for Tabular<P> {
 
     fn units(&self) -> Vec<Vec<usize>> {
         self.opened.places.units(self.opened.episodes.len())
+    }
+
+    fn pieces(&self, episodes: &[usize]) -> Result<Vec<Vec<usize>>, ReadError> {
+        self.opened.places.pieces(&self.opened.tables, episodes)
     }
 
     fn read(&self, episodes: &[usize], streams: &[usize]) -> Result<Vec<Vec<Stream>>, ReadError> {
@@ -281,6 +291,26 @@ pub(crate) fn required(
     })?;
     files.push((crate::files::relative(root, path), size));
     Ok(())
+}
+
+/// [`Places::pieces`] where each episode is rows of one of `paths`.
+pub(crate) fn pieces_of_tables(
+    tables: &TableCache,
+    paths: &[PathBuf],
+    episodes: &[usize],
+    place: impl Fn(usize) -> (usize, Range<usize>),
+) -> Result<Vec<Vec<usize>>, ReadError> {
+    let mut by_table: BTreeMap<usize, Vec<(usize, Range<usize>)>> = BTreeMap::new();
+    for &episode in episodes {
+        let (table, rows) = place(episode);
+        by_table.entry(table).or_default().push((episode, rows));
+    }
+    let mut pieces = Vec::new();
+    for (table, mut members) in by_table {
+        members.sort_unstable_by_key(|(_, rows)| rows.start);
+        pieces.extend(apart(&tables.open(&paths[table])?.groups(), members));
+    }
+    Ok(pieces)
 }
 
 /// The tables that a glob of `[frames]` names, or the single table that was opened; and the directory they are in.

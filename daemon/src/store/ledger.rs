@@ -57,9 +57,21 @@ pub(super) struct Job {
     pub(super) streams: Vec<usize>,
     /// Bytes, as far as can be foretold.
     pub(super) expected: u64,
+    /// Whether a batch waits for it.
+    pub(super) urgent: bool,
 }
 
 impl Job {
+    pub(super) fn new(
+        dataset: &Arc<DatasetStore>,
+        episodes: Vec<u32>,
+        streams: &[usize],
+        urgent: bool,
+    ) -> Self {
+        let expected = episodes.iter().map(|&e| dataset.expected_bytes(e, streams)).sum();
+        Self { dataset: Arc::clone(dataset), episodes, streams: streams.to_vec(), expected, urgent }
+    }
+
     fn keys(&self) -> impl Iterator<Item = StreamKey> {
         let dataset = self.dataset.id();
         self.episodes.iter().flat_map(move |&e| self.streams.iter().map(move |&s| (dataset, e, s)))
@@ -94,16 +106,26 @@ impl Ledger {
     }
 
     /// Queues a read.
-    pub(super) fn enqueue(&mut self, job: Job, need: Need) {
+    pub(super) fn enqueue(&mut self, job: Job) {
         for key in job.keys() {
             self.failed.remove(&key);
             self.loading.insert(key);
         }
         self.loading_bytes += job.expected;
-        match need {
-            Need::Now => self.urgent.push_back(job),
-            Need::In(_) => self.ahead.push_back(job),
+        if job.urgent {
+            self.urgent.push_back(job);
+        } else {
+            self.ahead.push_back(job);
         }
+    }
+
+    /// Puts the pieces of a read that a reader took in its place: all of it, to be read next.
+    pub(super) fn divide(&mut self, job: &Job, pieces: Vec<Job>) {
+        debug_assert_eq!(job.keys().collect::<HashSet<_>>(), pieces.iter().flat_map(Job::keys).collect());
+        let expected: u64 = pieces.iter().map(|piece| piece.expected).sum();
+        self.loading_bytes = self.loading_bytes.saturating_sub(job.expected) + expected;
+        let queue = if job.urgent { &mut self.urgent } else { &mut self.ahead };
+        pieces.into_iter().rev().for_each(|piece| queue.push_front(piece));
     }
 
     /// Moves reads of an episode that were for later to those that are urgent. How many there were.
@@ -116,7 +138,7 @@ impl Ledger {
             std::mem::take(&mut self.ahead).into_iter().partition(wanted);
         self.ahead = ahead;
         let count = promoted.len();
-        self.urgent.extend(promoted);
+        self.urgent.extend(promoted.into_iter().map(|job| Job { urgent: true, ..job }));
         count
     }
 

@@ -1,6 +1,6 @@
 //! The reader threads' side of the store: a read is queued, done, and entered in the ledger.
 //!
-//! Decoding happens with no lock held. Whatever comes of it, whoever waits is woken; a read that failed for several
+//! A large one is cut to pieces first (`pieces`). Decoding happens with no lock held. Whatever comes of it, whoever waits is woken; a read that failed for several
 //! episodes is repeated for each alone, so that a broken one does not take its neighbours with it.
 
 use std::panic::AssertUnwindSafe;
@@ -47,7 +47,18 @@ impl Store {
         }
     }
 
-    fn run(&self, job: &Job) {
+    pub(super) fn run(&self, job: &Job) {
+        if let Ok(Some(pieces)) = std::panic::catch_unwind(AssertUnwindSafe(|| job.pieces())) {
+            let mut ledger = self.ledger.lock();
+            if !self.closing.load(Ordering::SeqCst) {
+                ledger.divide(job, pieces);
+            }
+            drop(ledger);
+            self.work.notify_all();
+            // Whoever waits looks for what it needs among them.
+            self.settled.notify_all();
+            return;
+        }
         let started = Instant::now();
         let episodes: Vec<usize> = job.episodes.iter().map(|&e| e as usize).collect();
         let dataset = job.dataset.dataset();
@@ -110,9 +121,7 @@ impl Store {
         streams: &[usize],
         need: Need,
     ) {
-        let expected = episodes.iter().map(|&e| dataset.expected_bytes(e, streams)).sum();
-        let job = Job { dataset: Arc::clone(dataset), episodes, streams: streams.to_vec(), expected };
-        ledger.enqueue(job, need);
+        ledger.enqueue(Job::new(dataset, episodes, streams, need == Need::Now));
         self.work.notify_one();
     }
 

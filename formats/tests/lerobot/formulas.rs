@@ -50,7 +50,7 @@ fn check(dataset: &Dataset, made: &Made, episode: usize, streams: &[Stream]) {
     }
 }
 
-/// All units, then each episode by itself, then all at once and backwards.
+/// All units, their pieces, then each episode by itself, then all at once and backwards.
 fn check_all(made: &Made) {
     let dir = made.write();
     let dataset = open(dir.path());
@@ -58,7 +58,8 @@ fn check_all(made: &Made) {
     let streams: Vec<usize> = (0..dataset.streams().len()).collect();
     let backwards: Vec<usize> = (0..made.lengths.len()).rev().collect();
     let alone = (0..made.lengths.len()).map(|episode| vec![episode]);
-    for episodes in dataset.units().into_iter().chain(alone).chain([backwards, vec![1, 1]]) {
+    let pieces = dataset.units().into_iter().flat_map(|unit| dataset.pieces(&unit).unwrap());
+    for episodes in dataset.units().into_iter().chain(pieces).chain(alone).chain([backwards, vec![1, 1]]) {
         let read = dataset.read(&episodes, &streams).unwrap_or_else(|error| panic!("{}", chain(&error)));
         assert_eq!(read.len(), episodes.len());
         for (episode, streams) in episodes.iter().zip(&read) {
@@ -91,6 +92,40 @@ fn row_groups_and_pages_of_any_size_give_the_same_numbers() {
             check_all(&Made { row_group, page_rows, lists, ..Made::default() });
         }
     }
+}
+
+#[test]
+fn episodes_of_different_row_groups_are_pieces_and_a_group_across_episodes_keeps_them_together() {
+    let pieces = |row_group| {
+        let dir = Made { row_group, ..Made::default() }.write();
+        let dataset = open(dir.path());
+        let units = dataset.units().into_iter();
+        units.map(|unit| dataset.pieces(&unit).unwrap()).collect::<Vec<_>>()
+    };
+    // Rows of the first file: 5 1 7; of the second: 4 9 3.
+    assert_eq!(pieces(1), [[vec![0], vec![1], vec![2]], [vec![3], vec![4], vec![5]]]);
+    assert_eq!(pieces(6), [vec![vec![0, 1], vec![2]], vec![vec![3, 4, 5]]]);
+    assert_eq!(pieces(1 << 20), [[[0, 1, 2]], [[3, 4, 5]]]);
+}
+
+/// Readers of pieces meet at the clocks, which the first of them looks up for the whole file.
+#[test]
+fn pieces_read_by_many_threads_at_once_give_the_same_numbers() {
+    let made = Made { lengths: (1..40).collect(), per_file: 39, row_group: 7, ..Made::default() };
+    let dir = made.write();
+    let dataset = open(dir.path());
+    let streams: Vec<usize> = (0..dataset.streams().len()).collect();
+    let pieces = dataset.pieces(&dataset.units()[0]).unwrap();
+    assert!(pieces.len() > 3, "{pieces:?}");
+    std::thread::scope(|scope| {
+        for piece in &pieces {
+            scope.spawn(|| {
+                for (episode, read) in piece.iter().zip(dataset.read(piece, &streams).unwrap()) {
+                    check(&dataset, &made, *episode, &read);
+                }
+            });
+        }
+    });
 }
 
 #[test]

@@ -12,13 +12,20 @@ use arrow::array::{
 use arrow::buffer::OffsetBuffer;
 use arrow::datatypes::{DataType, Field};
 use parquet::arrow::ArrowWriter;
+use parquet::file::properties::WriterProperties;
 use robocache_formats::{ReadError, StreamKind, TimeError};
 use robocache_types::Clock;
 
 fn write(path: &Path, columns: Vec<(&str, ArrayRef)>) {
+    write_groups(path, columns, 1 << 20);
+}
+
+fn write_groups(path: &Path, columns: Vec<(&str, ArrayRef)>, rows: usize) {
     let batch = RecordBatch::try_from_iter(columns).unwrap();
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-    let mut writer = ArrowWriter::try_new(File::create(path).unwrap(), batch.schema(), None).unwrap();
+    let properties = WriterProperties::builder().set_max_row_group_row_count(Some(rows)).build();
+    let file = File::create(path).unwrap();
+    let mut writer = ArrowWriter::try_new(file, batch.schema(), Some(properties)).unwrap();
     writer.write(&batch).unwrap();
     writer.close().unwrap();
 }
@@ -272,6 +279,29 @@ fn a_row_of_lists_is_an_episode_of_several_clocks() {
     assert_eq!((f64s(&read[1][2].values), read[1][2].clock.last_ns()), (vec![1.0, 2.0, 3.0], 1_000_000_000));
     assert_eq!(dataset.streams()[2].shape, [1]);
     assert_eq!(dataset.span(0).unwrap(), (0, 1_500_000_000));
+}
+
+#[test]
+fn pieces_of_a_table_are_episodes_that_share_no_row_group() {
+    let dir = tempfile::tempdir().unwrap();
+    let manifest = "layout = \"frames\"\n[frames]\nfiles = \"data/*\"\nepisode = \"ep\"\ntime = { rate = 1 }\n[streams.x]";
+    for (name, ep) in [("a", [0_i64, 0, 1, 1, 2, 2, 2, 2, 3]), ("b", [4, 5, 5, 5, 5, 5, 6, 6, 7])] {
+        let x: Vec<f64> = ep.iter().map(|ep| *ep as f64).collect();
+        write_groups(&dir.path().join("data").join(name), vec![("ep", ints(&ep)), ("x", floats(&x))], 4);
+    }
+    let dataset = open(dir.path(), manifest).unwrap();
+    assert_eq!(dataset.units(), [[0, 1, 2, 3], [4, 5, 6, 7]]);
+    let pieces = dataset.pieces(&[0, 1, 2, 3, 4, 5, 6, 7]).unwrap();
+    assert_eq!(pieces, [vec![0, 1], vec![2], vec![3], vec![4, 5, 6], vec![7]]);
+    assert_eq!(dataset.pieces(&[6, 4, 7]).unwrap(), [[4], [6], [7]], "what lies between was not asked for");
+
+    let rows: ArrayRef = ints(&[8, 9, 10, 11, 12]);
+    let x = lists(&[1; 5], floats(&[8.0, 9.0, 10.0, 11.0, 12.0]));
+    write_groups(&dir.path().join("rows.parquet"), vec![("id", rows), ("x", x)], 2);
+    let manifest =
+        "layout = \"nested\"\n[frames]\nfiles = \"*.parquet\"\nepisode = \"id\"\n[streams.x]\nrate = 2";
+    let dataset = open(dir.path(), manifest).unwrap();
+    assert_eq!(dataset.pieces(&[0, 1, 2, 3, 4]).unwrap(), [vec![0, 1], vec![2, 3], vec![4]]);
 }
 
 #[test]
