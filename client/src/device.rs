@@ -239,14 +239,14 @@ impl DeviceRing for CudaRing {
         self.base + at
     }
 
-    fn check_stream(&self, stream: Stream) -> Result<(), GpuError> {
+    fn use_on(&self, slot: usize, stream: Stream, knows: bool) -> Result<(), GpuError> {
         let _entered = self.enter()?;
-        let capturing = Self::capturing(stream).map_err(|error| failed("cuStreamIsCapturing", error))?;
-        if capturing { Err(GpuError::Capturing { stream: stream.0 }) } else { Ok(()) }
-    }
-
-    fn wait_ready(&self, slot: usize, stream: Stream) -> Result<(), GpuError> {
-        let _entered = self.enter()?;
+        if Self::capturing(stream).map_err(|error| failed("cuStreamIsCapturing", error))? {
+            return Err(GpuError::Capturing { stream: stream.0 });
+        }
+        if knows {
+            return Ok(());
+        }
         let mut context = std::ptr::null_mut();
         // SAFETY: a stream, by the word of `Stream::from_raw`.
         check("cuStreamGetCtx", unsafe { sys::cuStreamGetCtx(stream.handle(), &raw mut context) })?;

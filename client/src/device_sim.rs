@@ -145,6 +145,19 @@ impl SimRing {
         late.reads.send(read).ok();
         Ok(())
     }
+
+    /// A stream would wait here. By the contract there is nothing to wait for, which this holds the daemon to.
+    fn is_ready(&self, slot: usize) -> Result<(), GpuError> {
+        let wrong = |what| GpuError::Ring { uuid: self.gpu.uuid.clone(), what };
+        let event = self.ready.get(slot).copied().unwrap_or(u64::MAX);
+        let happened =
+            self.shared.events.latest(event).and_then(|record| self.shared.events.is_complete(event, record));
+        match happened {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(wrong(format!("slot {slot} was published before its batch was made"))),
+            Err(error) => Err(wrong(error.to_string())),
+        }
+    }
 }
 
 impl DeviceRing for SimRing {
@@ -156,21 +169,8 @@ impl DeviceRing for SimRing {
         at
     }
 
-    fn check_stream(&self, _stream: Stream) -> Result<(), GpuError> {
-        Ok(())
-    }
-
-    /// A stream would wait here. By the contract there is nothing to wait for, which this holds the daemon to.
-    fn wait_ready(&self, slot: usize, _stream: Stream) -> Result<(), GpuError> {
-        let wrong = |what| GpuError::Ring { uuid: self.gpu.uuid.clone(), what };
-        let event = self.ready.get(slot).copied().unwrap_or(u64::MAX);
-        let happened =
-            self.shared.events.latest(event).and_then(|record| self.shared.events.is_complete(event, record));
-        match happened {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(wrong(format!("slot {slot} was published before its batch was made"))),
-            Err(error) => Err(wrong(error.to_string())),
-        }
+    fn use_on(&self, slot: usize, _stream: Stream, knows: bool) -> Result<(), GpuError> {
+        if knows { Ok(()) } else { self.is_ready(slot) }
     }
 
     fn record_done(&self, slot: usize, _noted: &[Noted]) -> Recorded {
@@ -182,7 +182,7 @@ impl DeviceRing for SimRing {
     }
 
     fn read(&self, slot: usize, at: u64, to: &mut [u8]) -> Result<(), GpuError> {
-        self.wait_ready(slot, Stream::LEGACY)?;
+        self.is_ready(slot)?;
         self.shared
             .memory
             .read(at, to)

@@ -125,10 +125,9 @@ pub(crate) trait DeviceRing: fmt::Debug + Send + Sync {
     fn gpu(&self) -> &Gpu;
     /// Where byte `at` of the memory lies, as kernels of this process call it.
     fn address(&self, at: u64) -> u64;
-    /// Refuses a stream that is being captured.
-    fn check_stream(&self, stream: Stream) -> Result<(), GpuError>;
-    /// What is enqueued on `stream` from now on comes after the making of the slot's batch.
-    fn wait_ready(&self, slot: usize, stream: Stream) -> Result<(), GpuError>;
+    /// What is enqueued on `stream` from now on comes after the making of the slot's batch, of which a stream that `knows`
+    /// need not be told again. Refuses a stream that is being captured.
+    fn use_on(&self, slot: usize, stream: Stream, knows: bool) -> Result<(), GpuError>;
     /// Marks the slot done with when all that is enqueued on the noted streams so far is. Never waits.
     fn record_done(&self, slot: usize, noted: &[Noted]) -> Recorded;
     /// Waits until all that this process has given the device so far is done.
@@ -227,10 +226,10 @@ impl Ring {
     /// Makes `stream` wait for the batch in `slot`, unless `readers` has it, and notes it.
     pub(crate) fn use_on(&self, slot: usize, stream: Stream, readers: &mut Readers) -> Result<(), GpuError> {
         self.check_process()?;
-        self.device.check_stream(stream)?;
         let new = Noted::new(stream, std::thread::current().id());
-        if !readers.streams.contains(&new) {
-            self.device.wait_ready(slot, stream)?;
+        let knows = readers.streams.contains(&new);
+        self.device.use_on(slot, stream, knows)?;
+        if !knows {
             readers.streams.push(new);
         }
         Ok(())

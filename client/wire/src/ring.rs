@@ -17,6 +17,7 @@ pub struct ProducerRing<M> {
     memory: M,
     client: Owner,
     run: AtomicU32,
+    /// The slot to look at first: slots are filled in turn, where they come free in turn.
     next: AtomicU32,
     /// Counts [`ProducerRing::interrupt_producers`].
     interrupts: AtomicU32,
@@ -125,11 +126,10 @@ impl<M: Memory> ProducerRing<M> {
         if self.run() != run {
             return Claim::Stale;
         }
-        let slots = self.own.len();
-        let first = self.next.fetch_add(1, Ordering::Relaxed) as usize;
-        for step in 0..slots {
-            let slot = (first % slots + step) % slots;
+        let first = self.next.load(Ordering::Relaxed) as usize;
+        for slot in in_turn(first, self.own.len()) {
             if let Some(claimed) = self.claim_slot(slot, run) {
+                self.next.store(after(slot), Ordering::Relaxed);
                 return Claim::Claimed(claimed);
             }
         }
@@ -293,11 +293,24 @@ fn occupancy(memory: &impl Memory) -> Occupancy {
     seen
 }
 
+/// All slots once, from `first` on.
+fn in_turn(first: usize, slots: usize) -> impl Iterator<Item = usize> {
+    (0..slots).map(move |step| (first % slots + step) % slots)
+}
+
+/// The slot that has its turn after this one.
+fn after(slot: usize) -> u32 {
+    u32::try_from(slot).map_or(0, |slot| slot.wrapping_add(1))
+}
+
 /// The client's side.
 #[derive(Debug)]
 pub struct ConsumerRing<M> {
     memory: M,
     client: Owner,
+    /// Where the next batch lies if the daemon fills slots in turn. To look at every slot takes a line each out of
+    /// the caches of another core.
+    next: AtomicU32,
 }
 
 /// A slot that the holder of this reads. It ends in [`ConsumerRing::release`].
@@ -335,7 +348,7 @@ pub struct ReleaseRefused {
 
 impl<M: Memory> ConsumerRing<M> {
     pub fn new(memory: M, client: Owner) -> Self {
-        Self { memory, client }
+        Self { memory, client, next: AtomicU32::new(0) }
     }
 
     pub fn memory(&self) -> &M {
@@ -346,7 +359,9 @@ impl<M: Memory> ConsumerRing<M> {
     #[inline]
     pub fn try_lease(&self, run: u32, seq: u64) -> TryLease<Leased> {
         let (mut filling, mut others) = (0, false);
-        for (slot, line) in self.memory.lines().iter().enumerate() {
+        let lines = self.memory.lines();
+        for slot in in_turn(self.next.load(Ordering::Relaxed) as usize, lines.len()) {
+            let Some(line) = lines.get(slot) else { continue };
             let found = line.word.load();
             match found.state() {
                 Some(State::Ready) => {
@@ -359,6 +374,7 @@ impl<M: Memory> ConsumerRing<M> {
                     }
                     let word = Word::new(State::Leased, self.client, found.generation());
                     if line.word.replace(found, word) == Replaced::Done {
+                        self.next.store(after(slot), Ordering::Relaxed);
                         return TryLease::Leased(Leased { slot, word });
                     }
                 }
