@@ -8,6 +8,7 @@ mod broken;
 mod deaths;
 mod epochs;
 mod gpu;
+mod large;
 mod memory;
 mod support;
 mod trainer;

@@ -11,7 +11,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_robocached");
 
-fn own() -> Command {
+pub(crate) fn own() -> Command {
     Command::new(PROGRAM)
 }
 
