@@ -8,13 +8,12 @@
 
 mod admit;
 mod poll;
+mod signals;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
 use robocache_wire::fds::{Access, Listener, SocketError, default_socket_path};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -28,6 +27,7 @@ use crate::session::Session;
 use crate::store::Store;
 
 use poll::Server;
+use signals::Signals;
 
 /// Why the daemon cannot serve.
 #[derive(Debug, thiserror::Error)]
@@ -50,7 +50,8 @@ pub enum ServeError {
 pub fn run(options: ServeOptions) -> Result<(), ServeError> {
     raise_descriptors();
     // Before any thread starts, so that all of them leave signals to the poll loop.
-    let signals = block_signals()?;
+    let signals =
+        Signals::take().map_err(|source| ServeError::System { what: "cannot take signals", source })?;
     let config = &options.config;
     let group = config.group.as_deref().map(admit::group_id).transpose()?;
     let path = config.socket.clone().unwrap_or_else(default_socket_path);
@@ -137,15 +138,4 @@ fn raise_descriptors() {
     {
         tracing::warn!(%error, ?limit, "cannot raise the limit of open files to the hard limit");
     }
-}
-
-fn block_signals() -> Result<SignalFd, ServeError> {
-    let mut set = SigSet::empty();
-    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
-        set.add(signal);
-    }
-    let system = |what| move |errno: nix::Error| ServeError::System { what, source: errno.into() };
-    set.thread_block().map_err(system("cannot block signals"))?;
-    SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
-        .map_err(system("cannot make a signalfd"))
 }

@@ -14,12 +14,12 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::Signal;
-use nix::sys::signalfd::SignalFd;
 use robocache_wire::fds::{Connection, Listener};
 use robocache_wire::message::{RefusalCode, ToClient};
 
+use super::signals::Signals;
 use super::{admit, budget, join, limit_decoding};
 use crate::catalog::Trust;
 use crate::config::{Config, ServeOptions};
@@ -37,7 +37,7 @@ const DEAF: Duration = Duration::from_millis(100);
 pub(super) struct Server {
     options: ServeOptions,
     pub(super) listener: Listener,
-    signals: SignalFd,
+    signals: Signals,
     group: Option<u32>,
     pub(super) host: Arc<Host>,
     pub(super) sessions: BTreeMap<u32, Session>,
@@ -73,7 +73,7 @@ impl Server {
     pub(super) fn new(
         options: ServeOptions,
         listener: Listener,
-        signals: SignalFd,
+        signals: Signals,
         group: Option<u32>,
         host: Arc<Host>,
     ) -> Self {
@@ -140,17 +140,14 @@ impl Server {
                 fds.push(readable(pidfd));
             }
         }
-        let tick: u16 = match (self.draining, deaf.is_zero()) {
-            (Some(_), _) => 10,
-            (None, false) => u16::try_from(deaf.as_millis()).unwrap_or(u16::MAX).saturating_add(1),
-            (None, true) => 1000,
+        let tick = match (self.draining, deaf.is_zero()) {
+            (Some(_), _) => Duration::from_millis(10),
+            (None, false) => deaf + Duration::from_millis(1),
+            (None, true) => Duration::from_secs(1),
         };
-        match poll(&mut fds, PollTimeout::from(tick)) {
-            Ok(_) | Err(nix::Error::EINTR) => {}
-            Err(errno) => {
-                tracing::error!(%errno, "poll failed");
-                std::thread::yield_now();
-            }
+        if let Err(errno) = self.signals.poll(&mut fds, tick) {
+            tracing::error!(%errno, "poll failed");
+            std::thread::yield_now();
         }
         let ready = |fd: &PollFd<'_>| fd.revents().is_some_and(|events| !events.is_empty());
         sources.into_iter().zip(&fds).filter(|(_, fd)| ready(fd)).map(|(source, _)| source).collect()
@@ -248,15 +245,14 @@ impl Server {
     }
 
     fn signalled(&mut self) -> Next {
-        while let Ok(Some(info)) = self.signals.read_signal() {
-            match i32::try_from(info.ssi_signo).ok().and_then(|number| Signal::try_from(number).ok()) {
-                Some(Signal::SIGHUP) => self.reload(),
-                Some(signal) if self.draining.is_some() => {
+        for signal in self.signals.pending() {
+            match signal {
+                Signal::SIGHUP => self.reload(),
+                signal if self.draining.is_some() => {
                     tracing::warn!(%signal, "second signal; stopping at once");
                     return Next::Leave;
                 }
-                Some(signal) => self.drain(&format!("robocached got {signal}")),
-                None => {}
+                signal => self.drain(&format!("robocached got {signal}")),
             }
         }
         Next::GoOn

@@ -4,7 +4,7 @@
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use crate::support::{Daemon, data};
+use crate::support::{Daemon, data, own};
 use crate::trainer::{self, lines, trainer};
 use robocache::{Batch, Loader, LoaderError, Position};
 use robocache_wire::fds::Connection;
@@ -121,6 +121,45 @@ fn sigterm_lets_clients_take_what_is_ready_and_then_leaves() {
     daemon.wait_until("the ring is full", || daemon.status()["loaders"][0]["slots"]["ready"] == 7);
     drained(&mut daemon, &mut loader, &first, 8);
     assert!(!daemon.socket().exists(), "the socket is gone");
+}
+
+/// Seen: under a sanitizer SIGTERM ended the daemon on the spot. Cause: the sanitizer's own thread, started before `main`,
+/// had not blocked it. Cure: it has a handler.
+#[test]
+fn sigterm_drains_when_a_thread_that_is_not_the_daemons_takes_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let (source, tool) = (directory.path().join("tool.c"), directory.path().join("tool.so"));
+    let thread = "#include <pthread.h>\n#include <unistd.h>\n\
+        static void *run(void *none) { for (;;) pause(); return none; }\n\
+        __attribute__((constructor)) static void start(void) { pthread_t id; pthread_create(&id, 0, run, 0); }\n";
+    std::fs::write(&source, thread).unwrap();
+    let mut compiler = Command::new("cc");
+    let made = compiler.args(["-shared", "-fPIC", "-pthread", "-o"]).args([&tool, &source]).status().unwrap();
+    assert!(made.success(), "cc, which links this test too");
+    let mut runner = own();
+    runner.env("LD_PRELOAD", &tool);
+    let mut daemon = Daemon::start_by(runner, &[]);
+    let mut loader = daemon.loader(data("g1_v30_conv")).features(["action"]).slots(8).connect().unwrap();
+    let first = loader.next_batch().unwrap().unwrap();
+    daemon.wait_until("the ring is full", || daemon.status()["loaders"][0]["slots"]["ready"] == 7);
+    drained(&mut daemon, &mut loader, &first, 8);
+}
+
+/// As a program may have that starts it.
+#[test]
+fn sigterm_and_sighup_are_heard_though_they_were_blocked_when_the_daemon_started() {
+    let mut runner = Command::new("python3");
+    runner.args([
+        "-c",
+        "import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGHUP]); \
+        os.execv(sys.argv[1], sys.argv[1:])",
+    ]);
+    runner.arg(own().get_program());
+    let mut daemon = Daemon::start_by(runner, &[]);
+    daemon.signal(Signal::HUP);
+    daemon.wait_until("it reads its configuration again", || daemon.log().contains("config re-read"));
+    daemon.signal(Signal::TERM);
+    assert!(daemon.wait().success(), "{}", daemon.log());
 }
 
 #[test]
