@@ -18,13 +18,12 @@ impl Job {
         }
         let positions: Vec<usize> = self.episodes.iter().map(|&e| e as usize).collect();
         let apart = self.dataset.dataset().pieces(&positions).ok()?;
-        let of =
-            |episodes: Vec<u32>, streams: &[usize]| Self::new(&self.dataset, episodes, streams, self.urgent);
-        let pieces: Vec<Self> = if apart.len() > 1 {
-            let number = |e: usize| u32::try_from(e).expect("episodes are numbered in u32");
-            let groups = apart.into_iter().map(|group| group.into_iter().map(number).collect());
-            let bytes = |episode: &u32| self.dataset.expected_bytes(*episode, &self.streams);
-            packed(groups, bytes).into_iter().map(|episodes| of(episodes, &self.streams)).collect()
+        let number = |e: usize| u32::try_from(e).expect("episodes are numbered in u32");
+        let groups = apart.into_iter().map(|group| group.into_iter().map(number).collect());
+        let groups = packed(groups, |episode| self.dataset.expected_bytes(*episode, &self.streams));
+        let of = |episodes, streams: &[usize]| Self::new(&self.dataset, episodes, streams, self.urgent);
+        let pieces: Vec<Self> = if groups.len() > 1 {
+            groups.into_iter().map(|episodes| of(episodes, &self.streams)).collect()
         } else {
             let bytes = |stream: &usize| of(self.episodes.clone(), &[*stream]).expected;
             let streams = packed(self.streams.iter().map(|&stream| vec![stream]), bytes);
