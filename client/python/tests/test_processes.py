@@ -137,6 +137,30 @@ def test_a_spawned_child_attaches_by_itself(g1: str, sock: str) -> None:
     assert found == ids(loader)
 
 
+def rows(loader: Any) -> list[bytes]:
+    return [batch["action"].tobytes() for batch in loader]
+
+
+def tell_rows(arguments: dict[str, Any], answers: Any) -> None:
+    answers.put(rows(loader_of(**arguments)))
+
+
+def test_processes_that_say_the_same_share_and_seed_see_the_same_batches_decoded_once(
+    g1: str, own_daemon: Any
+) -> None:
+    same = {"path": g1, "shuffle": True, "seed": 3, "rank": 1, "world_size": 2, "socket": own_daemon.socket}
+    context = multiprocessing.get_context("spawn")
+    answers = context.SimpleQueue()
+    process = context.Process(target=tell_rows, args=(same, answers))
+    process.start()
+    loader = loader_of(**same)
+    wanted = rows(loader)
+    assert answers.get() == wanted
+    process.join()
+    assert len(wanted) == 36
+    assert loader.stats()["store"]["episodes_read"] == 100
+
+
 @pytest.mark.parametrize(
     ("workers", "context"), [(0, None), (1, "fork"), (2, "fork"), (2, "spawn"), (2, "forkserver")]
 )

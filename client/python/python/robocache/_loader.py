@@ -73,7 +73,8 @@ class DataLoader:
         drop_last: leave out what does not fill a batch on every rank.
         episodes: `episode_index` values to draw from; absent: all.
         rank, world_size: this process's share; both or neither. Absent: torch.distributed where it is
-            initialised, else the environment's RANK and WORLD_SIZE, else one rank.
+            initialised, else the environment's RANK and WORLD_SIZE, else one rank. Processes that must see
+            the same batches (tensor or pipeline parallelism) say the same share and the same seed.
         slots: batches the ring holds; at least 2.
         socket: the daemon's; absent: $ROBOCACHE_SOCKET, the default path, else a daemon of this process's
             own.
