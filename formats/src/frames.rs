@@ -18,7 +18,7 @@ use crate::error::{OpenError, ReadError};
 use crate::files::relative;
 use crate::manifest::{Manifest, StreamDecl, Time};
 use crate::table::{Table, TableCache};
-use crate::tabular::{Drawn, Opened, Places, first_row, frame_tables, pieces_of_tables, required, type_in};
+use crate::tabular::{Drawn, Opened, Places, first_row, frame_tables, required, type_in};
 
 #[derive(Debug)]
 pub(crate) struct FramePlaces {
@@ -220,22 +220,9 @@ impl Places for FramePlaces {
         Ok(loaded.into_iter().flatten().collect())
     }
 
-    fn units(&self, _episodes: usize) -> Vec<Vec<usize>> {
-        let mut units: Vec<Vec<usize>> = Vec::new();
-        for (episode, place) in self.episodes.iter().enumerate() {
-            match units.last_mut() {
-                Some(unit) if self.episodes[unit[0]].table == place.table => unit.push(episode),
-                _ => units.push(vec![episode]),
-            }
-        }
-        units
-    }
-
-    fn pieces(&self, tables: &TableCache, episodes: &[usize]) -> Result<Vec<Vec<usize>>, ReadError> {
-        pieces_of_tables(tables, &self.tables, episodes, |episode| {
-            let place = &self.episodes[episode];
-            (place.table, place.rows.clone())
-        })
+    fn rows(&self, episode: usize) -> Option<(&Path, Range<usize>)> {
+        let place = &self.episodes[episode];
+        Some((&self.tables[place.table], place.rows.clone()))
     }
 }
 

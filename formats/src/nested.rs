@@ -19,9 +19,7 @@ use crate::filter::{check, narrow};
 use crate::frames::{Name, names};
 use crate::manifest::{Manifest, Time};
 use crate::table::{Table, TableCache};
-use crate::tabular::{
-    Drawn, Opened, Places, clock_number, first_row, frame_tables, pieces_of_tables, required, type_in,
-};
+use crate::tabular::{Drawn, Opened, Places, clock_number, first_row, frame_tables, required, type_in};
 use crate::time::Site;
 
 /// A group is the streams of one clock: their lists have the same length.
@@ -198,22 +196,9 @@ impl Places for NestedPlaces {
         }
     }
 
-    fn units(&self, _episodes: usize) -> Vec<Vec<usize>> {
-        let mut units: Vec<Vec<usize>> = Vec::new();
-        for (episode, (table, _)) in self.episodes.iter().enumerate() {
-            match units.last_mut() {
-                Some(unit) if self.episodes[unit[0]].0 == *table => unit.push(episode),
-                _ => units.push(vec![episode]),
-            }
-        }
-        units
-    }
-
-    fn pieces(&self, tables: &TableCache, episodes: &[usize]) -> Result<Vec<Vec<usize>>, ReadError> {
-        pieces_of_tables(tables, &self.tables, episodes, |episode| {
-            let (table, row) = self.episodes[episode];
-            (table, row..row + 1)
-        })
+    fn rows(&self, episode: usize) -> Option<(&Path, Range<usize>)> {
+        let (table, row) = self.episodes[episode];
+        Some((&self.tables[table], row..row + 1))
     }
 }
 

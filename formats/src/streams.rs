@@ -147,8 +147,4 @@ impl Places for StreamPlaces {
         };
         episodes.iter().map(load).collect()
     }
-
-    fn units(&self, episodes: usize) -> Vec<Vec<usize>> {
-        (0..episodes).map(|episode| vec![episode]).collect()
-    }
 }

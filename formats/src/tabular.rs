@@ -43,12 +43,9 @@ pub(crate) trait Places: Debug + Send + Sync {
         drawn.axis.columns().collect()
     }
 
-    /// Episodes cheapest read together.
-    fn units(&self, episodes: usize) -> Vec<Vec<usize>>;
-
-    /// See [`LayoutReader::pieces`].
-    fn pieces(&self, _tables: &TableCache, episodes: &[usize]) -> Result<Vec<Vec<usize>>, ReadError> {
-        Ok(vec![episodes.to_vec()])
+    /// The table that all of an episode is in, and its rows there; none where it is in several.
+    fn rows(&self, _episode: usize) -> Option<(&Path, Range<usize>)> {
+        None
     }
 }
 
@@ -143,12 +140,27 @@ impl<P: Places + 'static> LayoutReader for Tabular<P> {
         self.opened.warnings.clone()
     }
 
+    /// Neighbours in one table.
     fn units(&self) -> Vec<Vec<usize>> {
-        self.opened.places.units(self.opened.episodes.len())
+        let table = |&episode: &usize| self.opened.places.rows(episode).map(|(table, _)| table);
+        let all: Vec<usize> = (0..self.opened.episodes.len()).collect();
+        all.chunk_by(|a, b| table(a).is_some() && table(a) == table(b)).map(<[usize]>::to_vec).collect()
     }
 
     fn pieces(&self, episodes: &[usize]) -> Result<Vec<Vec<usize>>, ReadError> {
-        self.opened.places.pieces(&self.opened.tables, episodes)
+        let mut by_table: BTreeMap<&Path, Vec<(usize, Range<usize>)>> = BTreeMap::new();
+        for &episode in episodes {
+            let Some((table, rows)) = self.opened.places.rows(episode) else {
+                return Ok(vec![episodes.to_vec()]);
+            };
+            by_table.entry(table).or_default().push((episode, rows));
+        }
+        let mut pieces = Vec::new();
+        for (table, mut members) in by_table {
+            members.sort_unstable_by_key(|(_, rows)| rows.start);
+            pieces.extend(apart(&self.opened.tables.open(table)?.groups(), members));
+        }
+        Ok(pieces)
     }
 
     fn read(&self, episodes: &[usize], streams: &[usize]) -> Result<Vec<Vec<Stream>>, ReadError> {
@@ -291,26 +303,6 @@ pub(crate) fn required(
     })?;
     files.push((crate::files::relative(root, path), size));
     Ok(())
-}
-
-/// [`Places::pieces`] where each episode is rows of one of `paths`.
-pub(crate) fn pieces_of_tables(
-    tables: &TableCache,
-    paths: &[PathBuf],
-    episodes: &[usize],
-    place: impl Fn(usize) -> (usize, Range<usize>),
-) -> Result<Vec<Vec<usize>>, ReadError> {
-    let mut by_table: BTreeMap<usize, Vec<(usize, Range<usize>)>> = BTreeMap::new();
-    for &episode in episodes {
-        let (table, rows) = place(episode);
-        by_table.entry(table).or_default().push((episode, rows));
-    }
-    let mut pieces = Vec::new();
-    for (table, mut members) in by_table {
-        members.sort_unstable_by_key(|(_, rows)| rows.start);
-        pieces.extend(apart(&tables.open(&paths[table])?.groups(), members));
-    }
-    Ok(pieces)
 }
 
 /// The tables that a glob of `[frames]` names, or the single table that was opened; and the directory they are in.

@@ -157,6 +157,7 @@ def test_processes_that_say_the_same_share_and_seed_see_the_same_batches_decoded
     wanted = rows(loader)
     assert answers.get() == wanted
     process.join()
+    assert process.exitcode == 0
     assert len(wanted) == 36
     assert loader.stats()["store"]["episodes_read"] == 100
 

@@ -51,6 +51,7 @@ fn packed<T>(groups: impl Iterator<Item = Vec<T>>, bytes: impl Fn(&T) -> u64) ->
 #[cfg(test)]
 mod tests {
     use std::fs::File;
+    use std::path::Path;
     use std::sync::Arc;
 
     use arrow::array::{ArrayRef, Float64Array, Int64Array, RecordBatch};
@@ -65,19 +66,25 @@ mod tests {
     /// Of 8 bytes, in each of two streams: 1 MiB an episode together.
     const FRAMES: u32 = 1 << 16;
 
-    /// One table of 40 episodes, each a number throughout, in a store that no reader works for.
-    fn one_file(directory: &std::path::Path, episodes_a_group: u32) -> (Arc<Store>, Arc<DatasetStore>) {
+    /// One table of 40 episodes, each a number throughout, in a store that no reader works for; with how many episodes
+    /// each row group has.
+    fn one_file(directory: &Path, groups: &[u32]) -> (Arc<Store>, Arc<DatasetStore>) {
         let of_frames = || (0..EPISODES).flat_map(|episode| std::iter::repeat_n(episode, FRAMES as usize));
         let number: ArrayRef = Arc::new(of_frames().map(i64::from).collect::<Int64Array>());
         let value = |times| Arc::new(of_frames().map(|e| f64::from(e) * times).collect::<Float64Array>());
         let rows =
             RecordBatch::try_from_iter([("ep", number), ("x", value(1.0) as ArrayRef), ("y", value(2.0))])
                 .unwrap();
-        let group = (episodes_a_group * FRAMES) as usize;
-        let properties = WriterProperties::builder().set_max_row_group_row_count(Some(group)).build();
+        let properties = WriterProperties::builder().set_max_row_group_row_count(None).build();
         let file = File::create(directory.join("all.parquet")).unwrap();
         let mut writer = ArrowWriter::try_new(file, rows.schema(), Some(properties)).unwrap();
-        writer.write(&rows).unwrap();
+        let mut at = 0;
+        for group in groups.iter().map(|episodes| (episodes * FRAMES) as usize) {
+            writer.write(&rows.slice(at, group)).unwrap();
+            writer.flush().unwrap();
+            at += group;
+        }
+        assert_eq!(at, rows.num_rows());
         writer.close().unwrap();
         let manifest = "layout = \"frames\"
 [frames]
@@ -112,7 +119,7 @@ time = { rate = 10.0 }
     #[test]
     fn a_large_file_is_read_in_pieces_of_row_groups_and_one_that_is_waited_for_comes_first() {
         let directory = tempfile::tempdir().unwrap();
-        let (store, dataset) = one_file(directory.path(), 2);
+        let (store, dataset) = one_file(directory.path(), &[2; 20]);
         dataset.want(&[0], &[0, 1], Need::In(3));
         let whole = next(&store);
         assert_eq!(whole.episodes.len(), EPISODES as usize, "the unit");
@@ -137,19 +144,36 @@ time = { rate = 10.0 }
     }
 
     #[test]
-    fn a_large_row_group_is_read_by_streams() {
+    fn a_large_row_group_is_read_by_streams_also_behind_one_that_is_worth_no_turn() {
+        for groups in [&[40][..], &[1, 39]] {
+            let directory = tempfile::tempdir().unwrap();
+            let (store, dataset) = one_file(directory.path(), groups);
+            dataset.want(&[0], &[0, 1], Need::In(3));
+            store.run(&next(&store));
+            let (x, y) = (next(&store), next(&store));
+            assert_eq!((&*x.streams, &*y.streams), (&[0][..], &[1][..]), "{groups:?}");
+            store.run(&y);
+            holds(&dataset, 0..EPISODES, &[1]);
+            assert!(dataset.get(0, &[0]).is_none());
+            store.run(&x);
+            holds(&dataset, 0..EPISODES, &[0, 1]);
+            assert!(store.ledger.lock().next_job().is_none());
+        }
+    }
+
+    #[test]
+    fn a_piece_that_is_a_large_row_group_is_cut_again_and_small_ones_are_read() {
         let directory = tempfile::tempdir().unwrap();
-        let (store, dataset) = one_file(directory.path(), EPISODES);
+        let (store, dataset) = one_file(directory.path(), &[32, 8]);
         dataset.want(&[0], &[0, 1], Need::In(3));
-        store.run(&next(&store));
-        let (x, y) = (next(&store), next(&store));
-        assert_eq!((&*x.streams, &*y.streams), (&[0][..], &[1][..]));
-        store.run(&y);
-        holds(&dataset, 0..EPISODES, &[1]);
-        assert!(dataset.get(0, &[0]).is_none());
-        store.run(&x);
+        let mut jobs = Vec::new();
+        while let Some(job) = { store.ledger.lock().next_job() } {
+            jobs.push((job.episodes.len(), job.streams.clone()));
+            store.run(&job);
+        }
+        let both = || vec![0, 1];
+        assert_eq!(jobs, [(40, both()), (32, both()), (32, vec![0]), (32, vec![1]), (8, both())]);
         holds(&dataset, 0..EPISODES, &[0, 1]);
-        assert!(store.ledger.lock().next_job().is_none());
     }
 
     #[test]

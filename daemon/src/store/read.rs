@@ -1,7 +1,8 @@
 //! The reader threads' side of the store: a read is queued, done, and entered in the ledger.
 //!
-//! A large one is cut to pieces first (`pieces`). Decoding happens with no lock held. Whatever comes of it, whoever waits is woken; a read that failed for several
-//! episodes is repeated for each alone, so that a broken one does not take its neighbours with it.
+//! A large one is cut to pieces first (`pieces`). Decoding happens with no lock held. Whatever comes of it, whoever waits
+//! is woken; a read that failed for several episodes is repeated for each alone, so that a broken one does not take its
+//! neighbours with it.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -48,7 +49,13 @@ impl Store {
     }
 
     pub(super) fn run(&self, job: &Job) {
+        // A panic here comes again when all of it is read, below, and is told then.
         if let Ok(Some(pieces)) = std::panic::catch_unwind(AssertUnwindSafe(|| job.pieces())) {
+            tracing::debug!(
+                episodes = job.episodes.len(),
+                pieces = pieces.len(),
+                "a large read is cut to pieces"
+            );
             let mut ledger = self.ledger.lock();
             if !self.closing.load(Ordering::SeqCst) {
                 ledger.divide(job, pieces);

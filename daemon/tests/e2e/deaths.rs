@@ -113,14 +113,18 @@ pub(crate) fn drained(daemon: &mut Daemon, loader: &mut Loader, first: &Batch, s
     assert!(daemon.wait().success(), "{}", daemon.log());
 }
 
-#[test]
-fn sigterm_lets_clients_take_what_is_ready_and_then_leaves() {
-    let mut daemon = Daemon::start(&[]);
+/// A daemon that is told to leave when a client has a full ring.
+fn drains_a_full_ring(mut daemon: Daemon) {
     let mut loader = daemon.loader(data("g1_v30_conv")).features(["action"]).slots(8).connect().unwrap();
     let first = loader.next_batch().unwrap().unwrap();
     daemon.wait_until("the ring is full", || daemon.status()["loaders"][0]["slots"]["ready"] == 7);
     drained(&mut daemon, &mut loader, &first, 8);
     assert!(!daemon.socket().exists(), "the socket is gone");
+}
+
+#[test]
+fn sigterm_lets_clients_take_what_is_ready_and_then_leaves() {
+    drains_a_full_ring(Daemon::start(&[]));
 }
 
 /// Seen: under a sanitizer SIGTERM ended the daemon on the spot. Cause: the sanitizer's own thread, started before `main`,
@@ -138,11 +142,7 @@ fn sigterm_drains_when_a_thread_that_is_not_the_daemons_takes_it() {
     assert!(made.success(), "cc, which links this test too");
     let mut runner = own();
     runner.env("LD_PRELOAD", &tool);
-    let mut daemon = Daemon::start_by(runner, &[]);
-    let mut loader = daemon.loader(data("g1_v30_conv")).features(["action"]).slots(8).connect().unwrap();
-    let first = loader.next_batch().unwrap().unwrap();
-    daemon.wait_until("the ring is full", || daemon.status()["loaders"][0]["slots"]["ready"] == 7);
-    drained(&mut daemon, &mut loader, &first, 8);
+    drains_a_full_ring(Daemon::start_by(runner, &[]));
 }
 
 /// As a program may have that starts it.

@@ -25,6 +25,17 @@ fn synth(layout: &str) -> (tempfile::TempDir, PathBuf) {
     (directory, path)
 }
 
+/// A daemon of four readers that says which reads it cut.
+fn serve(arguments: &[&str]) -> Daemon {
+    let mut runner = own();
+    runner.env("ROBOCACHE_LOG", "robocached=debug");
+    Daemon::start_by(runner, &[&["--threads", "4"], arguments].concat())
+}
+
+fn cut_reads(daemon: &Daemon) -> usize {
+    daemon.log().matches("a large read is cut to pieces").count()
+}
+
 fn windows(daemon: &Daemon, dataset: &Path) -> LoaderBuilder {
     let builder = daemon.loader(dataset).batch_size(8).anchors(Anchors::Episodes);
     builder.window(TACTILE, Window::new(50.0, 250))
@@ -32,32 +43,33 @@ fn windows(daemon: &Daemon, dataset: &Path) -> LoaderBuilder {
 
 #[test]
 fn batches_from_one_large_file_are_those_from_a_file_an_episode_and_little_memory_changes_nothing() {
-    let ((_one, one), (_many, many)) = (synth("lerobot-v3.0"), synth("lerobot-v2.1"));
-    let plenty = Daemon::start(&["--threads", "4"]);
-    // Less than half of the file, so that pieces and single episodes come and go.
-    let little = Daemon::start(&["--threads", "4", "--memory", "12MiB"]);
+    let [(_one, one), (_same, same)] = [(); 2].map(|()| synth("lerobot-v3.0"));
+    let (_many, many) = synth("lerobot-v2.1");
+    // Room for one of the two files and a third of the other, so that pieces and single episodes come and go.
+    let (plenty, little) = (serve(&[]), serve(&["--memory", "40MiB"]));
     std::thread::scope(|scope| {
-        for seed in [None, Some(1), Some(2)] {
-            let (one, many, plenty, little) = (&one, &many, &plenty, &little);
+        for (seed, one) in [(None, &one), (Some(1), &same), (Some(2), &one)] {
+            let (many, plenty, little) = (&many, &plenty, &little);
             scope.spawn(move || {
                 let build = |daemon: &Daemon, dataset: &Path| {
                     let builder = windows(daemon, dataset);
                     builder.shuffle(seed.is_some()).seed(seed.unwrap_or(0)).connect().unwrap()
                 };
-                let wanted = checksums(&mut build(plenty, many), TACTILE);
-                assert_eq!(wanted.len(), 8, "60 episodes by 8");
-                assert_eq!(checksums(&mut build(plenty, one), TACTILE), wanted, "seed {seed:?}");
-                let mut tight = build(little, one);
+                let [mut alone, mut pieces, mut tight] =
+                    [build(plenty, many), build(plenty, one), build(little, one)];
                 for epoch in 0..3 {
-                    let found = checksums(&mut tight, TACTILE);
-                    assert!(epoch > 0 || found == wanted, "seed {seed:?}, little memory");
-                    assert_eq!(found.len(), wanted.len());
+                    let wanted = checksums(&mut alone, TACTILE);
+                    assert_eq!(wanted.len(), 8, "60 episodes by 8");
+                    assert_eq!(checksums(&mut pieces, TACTILE), wanted, "seed {seed:?}, epoch {epoch}");
+                    assert_eq!(checksums(&mut tight, TACTILE), wanted, "seed {seed:?}, epoch {epoch}, tight");
                 }
             });
         }
     });
     // Loaders read on into the next epoch, which is here already.
-    assert_eq!(plenty.status()["store"]["episodes_read"], 2 * EPISODES, "each was read once");
+    assert_eq!(plenty.status()["store"]["episodes_read"], 3 * EPISODES, "each was read once");
+    assert_eq!(cut_reads(&plenty), 2, "of each large file one: {}", plenty.log());
+    assert!(cut_reads(&little) > 0, "{}", little.log());
     assert!(little.status()["store"]["evictions"].as_u64().unwrap() > 0);
 }
 
@@ -74,7 +86,7 @@ fn one_broken_row_group_of_a_large_file_is_named_and_its_neighbours_are_served()
     writer.seek(SeekFrom::Start(at)).unwrap();
     writer.write_all(&[0xff; 64]).unwrap(); // where the header of its first page was
 
-    let daemon = Daemon::start(&["--threads", "4"]);
+    let daemon = serve(&[]);
     let mut loader = windows(&daemon, &dataset).connect().unwrap();
     for batch in 0..BROKEN / 8 {
         assert_eq!(loader.next_batch().unwrap().unwrap().index(), batch);
@@ -82,4 +94,5 @@ fn one_broken_row_group_of_a_large_file_is_named_and_its_neighbours_are_served()
     let error = loader.next_batch().unwrap_err().to_string();
     assert!(error.contains("episode 41") && error.contains("file-000.parquet"), "{error}");
     daemon.wait_until("all others are there", || daemon.status()["store"]["episodes_read"] == EPISODES - 1);
+    assert_eq!(cut_reads(&daemon), 1, "{}", daemon.log());
 }
